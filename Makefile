@@ -15,7 +15,7 @@ DEVELOP := $(VENV)/.ready-to-develop
 # SEED=7 repeats a run's random choices: the order of the tests, Hypothesis, the generated cases.
 SEED ?=
 SEEDED = $(if $(SEED),SECONDPASS_SEED=$(SEED))
-PYTEST = $(SEEDED) $(BIN)/python -m pytest -q $(if $(SEED),-p randomly --randomly-seed=$(SEED) --hypothesis-seed=$(SEED))
+PYTEST = $(SEEDED) $(BIN)/python -m pytest -q $(if $(SEED),--randomly-seed=$(SEED) --hypothesis-seed=$(SEED))
 PARALLEL = -n auto --maxprocesses=4 --dist=loadgroup
 LONG = -x --timeout=0
 
