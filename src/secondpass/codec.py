@@ -1,0 +1,343 @@
+"""How a declared type is checked, encoded and decoded: what makes a value the same before and after a crash.
+
+A cell or an event is a value: it equals its decoded encoding, in value and in type. The encoding is
+msgpack; what msgpack does not know is spelled in what it does:
+
+    deque            [maxlen or nil, [items]]
+    Counter          map
+    numpy array      [dtype, [shape], bytes]      (contiguous, little details of memory layout are lost)
+    numpy scalar     the Python number
+
+A `Codec` answers three questions about its type: is this value exactly of it (`exact`), what are its
+bytes (`encode`), and what do bytes mean (`decode`).
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import decimal
+import enum
+import functools
+import sys
+import types
+import typing
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from secondpass.errors import DefinitionError
+
+SCALARS: dict[Any, str] = {int: "int", float: "float", str: "str", bool: "bool", bytes: "bytes", type(None): "None"}
+_OTHER_IMMUTABLES = (
+    datetime.datetime,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    uuid.UUID,
+    decimal.Decimal,
+)
+_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
+
+# What to write instead of a mutable type where only immutable ones are allowed.
+_ADVICE: dict[Any, str] = {
+    list: "tuple[..., ...] (for example tuple[float, ...])",
+    dict: "Mapping[K, V] (from collections.abc; it arrives read-only)",
+    set: "frozenset[T]",
+    bytearray: "bytes",
+    collections.deque: "tuple[T, ...]",
+    collections.Counter: "Mapping[K, int]",
+    collections.defaultdict: "Mapping[K, V]",
+}
+
+
+# ---------------------------------------------------------------- encoding
+
+
+def is_numpy(value_or_type: Any, name: str) -> bool:
+    """Whether this is (an instance of) numpy's `name`, without importing numpy."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return False
+    cls = value_or_type if isinstance(value_or_type, type) else type(value_or_type)
+    return issubclass(cls, getattr(numpy, name))
+
+
+def encode_hook(obj: Any) -> Any:
+    """Spell what msgpack and JSON do not know in what they do."""
+    if isinstance(obj, collections.deque):
+        items = typing.cast("collections.deque[Any]", obj)
+        return [items.maxlen, list(items)]
+    if is_numpy(obj, "ndarray"):
+        if obj.dtype.hasobject:
+            raise TypeError(f"a numpy array of dtype {obj.dtype} holds Python objects and cannot be encoded")
+        return [obj.dtype.str, list(obj.shape), obj.tobytes()]
+    if is_numpy(obj, "generic"):
+        return obj.item()
+    raise TypeError(f"a {type(obj).__name__} cannot be encoded")
+
+
+def decode_hook(tp: Any, obj: Any) -> Any:
+    """The inverse of `encode_hook`, given the declared type."""
+    origin = typing.get_origin(tp) or tp
+    if origin is collections.deque:
+        maxlen, items = obj
+        args = typing.get_args(tp)
+        if args:
+            items = msgspec.convert(items, list[args[0]], dec_hook=decode_hook)
+        return collections.deque(items, maxlen)
+    if isinstance(origin, type) and origin.__name__ == "ndarray":
+        import numpy  # only a type that mentions numpy comes here
+
+        dtype, shape, data = obj
+        return numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
+    raise TypeError(f"a {tp!r} cannot be decoded")
+
+
+pack = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode
+unpack = msgspec.msgpack.Decoder().decode
+
+
+# ---------------------------------------------------------------- what a type is
+
+
+def describe(tp: Any) -> str:
+    """A name for a type that stays the same from run to run: what the store keeps to compare."""
+    if tp is None or tp is type(None):
+        return "None"
+    if tp is Any:
+        return "Any"
+    origin = typing.get_origin(tp)
+    args = typing.get_args(tp)
+    if origin is typing.Annotated:
+        return describe(args[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(describe(a) for a in args)
+    if origin is typing.Literal:
+        return f"Literal[{', '.join(map(repr, args))}]"
+    if origin is not None:
+        inner = ", ".join("..." if a is Ellipsis else describe(a) for a in args)
+        return f"{origin.__name__}[{inner}]"
+    if isinstance(tp, type):
+        if is_struct(tp):
+            fields = ", ".join(f"{f.encode_name}: {describe(f.type)}" for f in msgspec.structs.fields(tp))
+            return f"{tp.__name__}({fields})"
+        return tp.__name__
+    return repr(tp)
+
+
+def is_struct(tp: Any) -> bool:
+    return isinstance(tp, type) and issubclass(tp, msgspec.Struct)
+
+
+def mutable_part(tp: Any, _seen: frozenset[Any] = frozenset()) -> tuple[Any, str] | None:
+    """The first mutable type inside `tp` with the advice what to write instead; None when there is none."""
+    if tp is Any or tp in SCALARS or tp in _OTHER_IMMUTABLES or tp is None or tp in _seen:
+        return None
+    origin, args = typing.get_origin(tp), typing.get_args(tp)
+    if origin is typing.Literal or isinstance(tp, typing.TypeVar):
+        return None
+    if tp in _ADVICE or origin in _ADVICE:
+        return tp, _ADVICE[origin or tp]
+    if origin is typing.Annotated:
+        return mutable_part(args[0], _seen)
+    if origin in (tuple, frozenset, typing.Union, types.UnionType, Mapping):
+        parts = (mutable_part(a, _seen) for a in args if a is not Ellipsis)
+        return next((p for p in parts if p is not None), None)
+    if tp in (tuple, frozenset, Mapping):
+        return None
+    if isinstance(tp, type):
+        if issubclass(tp, enum.Enum) or tp.__name__ == "ndarray":
+            return None
+        if is_struct(tp):
+            if not tp.__struct_config__.frozen:
+                return tp, f"a frozen one: class {tp.__name__}(msgspec.Struct, frozen=True), or an Event"
+            parts = (mutable_part(f.type, _seen | {tp}) for f in msgspec.structs.fields(tp))
+            return next((p for p in parts if p is not None), None)
+        if issubclass(tp, tuple):
+            return None
+    elif getattr(origin, "__name__", "") == "ndarray":
+        return None
+    return tp, "a frozen msgspec.Struct, a tuple or a scalar"
+
+
+# ---------------------------------------------------------------- exactness
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal in value and in type, all the way down."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, float):
+        return a == b or (a != a and b != b)
+    if isinstance(a, (str, bytes, int, enum.Enum)) or a is None:
+        return bool(a == b)
+    if isinstance(a, collections.deque):
+        return a.maxlen == b.maxlen and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, Mapping):
+        return len(a) == len(b) and all(map(same, a, b)) and all(map(same, a.values(), b.values()))
+    if isinstance(a, (set, frozenset)):
+        # Equal sets may hold 1 and 1.0: compare the types too.
+        return a == b and collections.Counter(map(type, a)) == collections.Counter(map(type, b))
+    if is_struct(type(a)):
+        return all(same(getattr(a, f), getattr(b, f)) for f in a.__struct_fields__)
+    if is_numpy(a, "ndarray"):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if hasattr(a, "__dataclass_fields__"):
+        return all(same(getattr(a, f), getattr(b, f)) for f in a.__dataclass_fields__)
+    return bool(a == b)
+
+
+def _exact_scalar(tp: Any) -> Callable[[Any], bool]:
+    if tp is int:
+        return lambda v: type(v) is int and _INT_MIN <= v <= _INT_MAX
+    if tp is str:
+        return lambda v: type(v) is str and (v.isascii() or _encodes(v))
+    return lambda v: type(v) is tp
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _quick_types(tp: Any) -> frozenset[type] | None:
+    """The Python types a scalar (or a union of scalars) may have; None for everything else."""
+    if tp in SCALARS or tp is None:
+        return frozenset({type(None) if tp is None else tp})
+    if typing.get_origin(tp) in (typing.Union, types.UnionType):
+        parts = [_quick_types(a) for a in typing.get_args(tp)]
+        if all(p is not None for p in parts):
+            return frozenset().union(*typing.cast("list[frozenset[type]]", parts))
+    return None
+
+
+class Codec:
+    """One declared type: how its values are checked, encoded and decoded.
+
+    >>> codec = codec_for(list[float])
+    >>> codec.exact([1.0, 2.0]), codec.exact([1, 2.0])
+    (True, False)
+    >>> codec.decode(codec.encode([1.0, 2.0]))
+    [1.0, 2.0]
+    """
+
+    def __init__(self, tp: Any) -> None:
+        self.type = tp
+        self.name = describe(tp)
+        try:
+            self._decoder = msgspec.msgpack.Decoder(tp, dec_hook=decode_hook)
+        except TypeError as error:
+            raise DefinitionError(f"the type {tp!r} cannot be stored: {error}") from None
+        self.quick = _quick_types(tp)
+        self.scalar = self.quick is not None
+        self.encode: Callable[[Any], bytes] = pack
+        self.exact: Callable[[Any], bool] = self._compile()
+
+    def decode(self, data: bytes | bytearray | memoryview | msgspec.Raw) -> Any:
+        """The value that these bytes mean."""
+        return self._decoder.decode(data)
+
+    def round_trip(self, value: Any) -> Any:
+        """What a value becomes when it is written and read: its declared types, sharing nothing."""
+        return self._decoder.decode(pack(value))
+
+    def decoder_of_list(self) -> msgspec.msgpack.Decoder[list[Any]]:
+        """Decodes a list of values of this type in one go."""
+        return msgspec.msgpack.Decoder(list[self.type], dec_hook=decode_hook)
+
+    def explain(self, value: Any) -> str:
+        """Why a value is not exactly of this type, with what to write where that is known."""
+        got = type(value)
+        if got is int and self.quick and float in self.quick and int not in self.quick:
+            return f"{value!r} is an int, the declared type is {self.name}; write {float(value)!r}"
+        if is_numpy(value, "generic"):
+            return (
+                f"{value!r} is a numpy {got.__name__}, the declared type is {self.name}; "
+                f"write {type(value.item()).__name__}(...)"
+            )
+        if got is bool:
+            return f"{value!r} is a bool, the declared type is {self.name}"
+        if got is int and not _INT_MIN <= value <= _INT_MAX:
+            return f"{value!r} does not fit into 64 bits"
+        return f"{_short(value)} ({got.__name__}) is not exactly what it would be read back as: {self.name}"
+
+    def _exact_by_round_trip(self, value: Any) -> bool:
+        try:
+            return same(self.round_trip(value), value)
+        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError):
+            return False
+
+    def _compile(self) -> Callable[[Any], bool]:
+        """The cheapest check that never differs from a round trip."""
+        tp, quick = self.type, self.quick
+        if quick is not None:
+            if len(quick) == 1:
+                return _exact_scalar(next(iter(quick)))
+            checks = {t: _exact_scalar(t) for t in quick}
+            return lambda v: type(v) in checks and checks[type(v)](v)
+        origin, args = typing.get_origin(tp), typing.get_args(tp)
+        if origin is list or (origin is tuple and len(args) == 2 and args[1] is Ellipsis):
+            inner = _quick_types(args[0])
+            if inner is not None and not inner & {int, str}:
+                return lambda v: type(v) is origin and set(map(type, v)) <= inner
+        if is_struct(tp) and not hasattr(tp, "__post_init__"):
+            fields = [(f.name, _quick_types(f.type)) for f in msgspec.structs.fields(tp)]
+            if all(q is not None for _, q in fields):
+                return _compile_struct(tp, [(n, _exact_scalar_or_union(q)) for n, q in fields if q is not None])
+        return self._exact_by_round_trip
+
+
+def _exact_scalar_or_union(quick: frozenset[type]) -> Callable[[Any], bool] | type:
+    """A bare type where `type(v) is T` is enough, else a function."""
+    if len(quick) == 1:
+        only = next(iter(quick))
+        return only if only not in (int, str) else _exact_scalar(only)
+    checks = {t: _exact_scalar(t) for t in quick}
+    return lambda v: type(v) in checks and checks[type(v)](v)
+
+
+def _compile_struct(tp: Any, fields: list[tuple[str, Any]]) -> Callable[[Any], bool]:
+    """One generated expression over the fields: a loop over them would cost three times as much."""
+    scope: dict[str, Any] = {"_type": type, "_tp": tp}
+    terms = ["_type(v) is _tp"]
+    for i, (name, check) in enumerate(fields):
+        scope[f"_c{i}"] = check
+        terms.append(f"_type(v.{name}) is _c{i}" if isinstance(check, type) else f"_c{i}(v.{name})")
+    return typing.cast("Callable[[Any], bool]", eval(f"lambda v: {' and '.join(terms)}", scope))
+
+
+def _short(value: Any, limit: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached(tp: Any) -> Codec:
+    return Codec(tp)
+
+
+def codec_for(tp: Any) -> Codec:
+    """The codec of a type, made once."""
+    try:
+        return _cached(tp)
+    except TypeError as error:
+        if isinstance(error, DefinitionError):
+            raise
+        return Codec(tp)
+
+
+def ordered(keys: Iterable[Any]) -> list[Any]:
+    """Keys in key order: their own where they compare, that of their encoding otherwise."""
+    found = list(keys)
+    try:
+        return sorted(found)
+    except TypeError:
+        return sorted(found, key=pack)

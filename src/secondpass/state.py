@@ -1,0 +1,442 @@
+"""A task's memory: tables, values and named outputs, as a task declares and sees them.
+
+Invariants (the rules of meaning, 1, 2, 6 and 8, in one place):
+
+- A cell is a value. What is assigned is copied, and a cell rests in its *resting form*: a scalar as
+  itself, everything else as its msgpack bytes. Two cells never share an object.
+- A cell holds exactly its declared type.
+- What a call touched becomes the cells' content when the call ends well, and nothing of it otherwise.
+- A cell of a table with `ttl_s` is gone when `now - written >= ttl_s`, whenever memory is reclaimed.
+
+`Table` is the plain, careful implementation. It serves the reference, a task used alone, and the engine
+wherever a call may have to be undone; `engine/overlay.py` has the fast one with the same meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
+
+import msgspec
+
+from secondpass.codec import Codec, codec_for, ordered, pack
+from secondpass.errors import DefinitionError, TaskFault
+from secondpass.event import event_types, owned
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
+
+K = TypeVar("K")
+V = TypeVar("V")
+E = TypeVar("E")
+
+MISSING: Any = type("MISSING", (), {"__repr__": lambda _: "MISSING", "__slots__": ()})()
+"""Stands for "no such cell" where None is a possible value."""
+
+
+class Moment:
+    """The place in the stream at which a task is called; what `self.now` and its kin read."""
+
+    __slots__ = ("counts", "emitted", "logged", "now", "path", "position")
+
+    def __init__(self) -> None:
+        self.now: float = float("-inf")
+        self.position: int = -1
+        self.path: tuple[int, ...] = ()
+        self.counts: dict[str, int] = {}
+        self.emitted: list[tuple[str, Any]] = []
+        self.logged: list[Any] = []
+
+    def emit(self, output: str, event: Any) -> None:
+        self.emitted.append((output, event))
+
+    def count(self, name: str, n: int) -> None:
+        self.counts[name] = self.counts.get(name, 0) + n
+
+    def log(self, record: Any) -> None:
+        self.logged.append(record)
+
+    def begin(self) -> None:
+        """Forget what the last call put out."""
+        self.counts, self.emitted, self.logged = {}, [], []
+
+
+# ---------------------------------------------------------------- declarations
+
+
+class TableSpec:
+    """The declaration `name = table(K, V, ...)`."""
+
+    def __init__(self, key: Any, value: Any, default: Any, factory: Any, ttl_s: float | str | None) -> None:
+        self.name = ""
+        self.owner = ""
+        self.key: Codec = codec_for(key)
+        self.value: Codec = codec_for(value)
+        self.ttl_s = ttl_s
+        self._factory: Callable[[], Any] | None = factory
+        self._default = default
+        if default is not MISSING and factory is not None:
+            raise DefinitionError("table(): give default= or factory=, not both")
+        if default is not MISSING and not self.value.exact(default):
+            raise DefinitionError(f"table(default=): {self.value.explain(default)}")
+        if isinstance(ttl_s, (int, float)) and not ttl_s > 0:
+            raise DefinitionError(f"table(ttl_s=): {ttl_s!r} is not a positive number of seconds")
+
+    @property
+    def has_default(self) -> bool:
+        return self._default is not MISSING or self._factory is not None
+
+    def new_default(self) -> Any:
+        return self._factory() if self._factory is not None else self._default
+
+    def ttl_of(self, settings: Any) -> float | None:
+        """The time to live in seconds, looked up when it names a setting."""
+        if not isinstance(self.ttl_s, str):
+            return None if self.ttl_s is None else float(self.ttl_s)
+        ttl_s = getattr(settings, self.ttl_s, None)
+        if not isinstance(ttl_s, (int, float)) or not ttl_s > 0:
+            raise DefinitionError(
+                f"{self.owner}.{self.name}: ttl_s={self.ttl_s!r} must name a setting that holds a positive "
+                f"number of seconds, not {ttl_s!r}"
+            )
+        return float(ttl_s)
+
+    def describe(self) -> dict[str, Any]:
+        """What the store compares at the next start."""
+        return {"kind": "table", "key": self.key.name, "value": self.value.name, "ttl": self.ttl_s is not None}
+
+    def check_key(self, key: Any) -> None:
+        """Refuse a key that would not be found again under itself."""
+        if not self.key.exact(key) or key != key:
+            pack(key)  # raises what is the event's fault: an integer beyond 64 bits, a lone surrogate
+            why = "NaN never equals itself" if key != key else self.key.explain(key)
+            raise TaskFault(f"{self.owner}.{self.name}: as a key, {why}")
+        if key == 0 and type(key) is float and str(key) == "-0.0":
+            raise TaskFault(f"{self.owner}.{self.name}: -0.0 is no key; write 0.0 (key + 0.0)")
+
+    def rest(self, key: Any, value: Any) -> Any:
+        """The resting form of a value; raises `TaskFault` unless it is exactly of the declared type."""
+        if not self.value.exact(value):
+            pack(value)
+            raise TaskFault(f"{self.owner}.{self.name}[{key!r}]: {self.value.explain(value)}")
+        return value if self.value.scalar else self.value.encode(value)
+
+    def wake(self, rest: Any) -> Any:
+        """A live value from its resting form."""
+        return rest if self.value.scalar else self.value.decode(rest)
+
+
+class ValueSpec(Generic[V]):
+    """The declaration `name = value(T, default)`; at run time a descriptor over `task._values`."""
+
+    def __init__(self, tp: Any, default: Any) -> None:
+        self.name = ""
+        self.owner = ""
+        self.codec: Codec = codec_for(tp)
+        if not self.codec.exact(default):
+            raise DefinitionError(f"value(): {self.codec.explain(default)}")
+        self.initial: bytes = self.codec.encode(default)
+
+    @overload
+    def __get__(self, task: None, owner: Any) -> ValueSpec[V]: ...
+    @overload
+    def __get__(self, task: object, owner: Any) -> V: ...
+    def __get__(self, task: Any, owner: Any) -> Any:
+        if task is None:
+            return self
+        return task._values[self.name]
+
+    def __set__(self, task: Any, new: V) -> None:
+        task._values[self.name] = self.codec.decode(self.rest(new))
+
+    def rest(self, new: Any) -> bytes:
+        """The resting form: always bytes, there are few values."""
+        data = self.codec.encode(new)
+        if not self.codec.exact(new):
+            raise TaskFault(f"{self.owner}.{self.name}: {self.codec.explain(new)}")
+        return data
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "value", "value": self.codec.name}
+
+
+class OutputSpec:
+    """The declaration `name = output(T)`."""
+
+    def __init__(self, tp: Any) -> None:
+        self.name = ""
+        self.owner = ""
+        self.type = tp
+        self.types = event_types(tp)
+
+
+# ---------------------------------------------------------------- live forms
+
+
+class Cells(Protocol):
+    """Where a `Table` keeps resting cells; a plain dict is one.
+
+    An entry is the resting form, or `(resting form, written)` in a table with a time to live.
+    """
+
+    def get(self, key: Any, default: Any = None, /) -> Any: ...
+    def __setitem__(self, key: Any, entry: Any, /) -> None: ...
+    def __delitem__(self, key: Any, /) -> None: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Table(MutableMapping[K, V]):
+    """A task's declared table: a dict whose cells are values.
+
+    >>> seen = Table(TableSpec(int, float, MISSING, None, None), {}, Moment(), None)
+    >>> seen[7] = 1.5
+    >>> seen == {7: 1.5}, seen.get(8)
+    (True, None)
+
+    Changes of a call are kept aside until `finish`, which checks and keeps them, or `undo`.
+    """
+
+    __slots__ = ("_cells", "_moment", "_spec", "_touched", "_ttl_s", "allowed", "on_touch")
+
+    def __init__(self, spec: TableSpec, cells: Cells, moment: Moment, ttl_s: float | None) -> None:
+        self._spec = spec
+        self._cells = cells
+        self._moment = moment
+        self._ttl_s = ttl_s
+        # key -> [live value, written], or None for a deleted cell
+        self._touched: dict[Any, list[Any] | None] = {}
+        self.allowed: frozenset[Any] | None = None
+        """The keys this call may touch; None allows all of them."""
+
+    # The five that everything else rests on.
+
+    def _find(self, key: Any) -> list[Any] | None:
+        """The live cell `[value, written]` of a key; None where there is none or it has expired."""
+        if self.allowed is not None and key not in self.allowed:
+            raise TaskFault(
+                f"{self._spec.owner}.{self._spec.name}: key {key!r} is not among those that keys() declared for "
+                f"this event; let keys() return it too, or ALL"
+            )
+        if key in self._touched:
+            cell = self._touched[key]
+        else:
+            entry = self._cells.get(key, MISSING)
+            if entry is MISSING:
+                return None
+            rest, written = entry if self._ttl_s is not None else (entry, None)
+            cell = [self._spec.wake(rest), written]
+            if not self._spec.value.scalar:
+                self._touched[key] = cell
+        if cell is not None and self._ttl_s is not None and self._moment.now - cell[1] >= self._ttl_s:
+            return None
+        return cell
+
+    def __getitem__(self, key: K) -> V:
+        cell = self._find(key)
+        if cell is None:
+            if not self._spec.has_default:
+                raise KeyError(key)
+            self[key] = self._spec.new_default()
+            cell = cast("list[Any]", self._find(key))
+        return cell[0]
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._find(key)
+        self._spec.check_key(key)
+        rest = self._spec.rest(key, value)
+        self._touched[key] = [self._spec.wake(rest), self._moment.now]
+
+    def __delitem__(self, key: K) -> None:
+        if self._find(key) is None:
+            raise KeyError(key)
+        self._touched[key] = None
+
+    def __iter__(self) -> Iterator[K]:
+        if self.allowed is not None:
+            raise TaskFault(
+                f"{self._spec.owner}.{self._spec.name}: to iterate, measure or clear a table, keys() must return "
+                f"ALL for this event"
+            )
+        known = {k: None for k in self._cells}
+        known.update(dict.fromkeys(self._touched))
+        return iter([k for k in ordered(known) if self._find(k) is not None])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    # What MutableMapping would do through a default.
+
+    def get(self, key: K, default: Any = None) -> Any:  # type: ignore[override]
+        cell = self._find(key)
+        return default if cell is None else cell[0]
+
+    def __contains__(self, key: object) -> bool:
+        return self._find(key) is not None
+
+    def pop(self, key: K, *default: Any) -> Any:  # type: ignore[override]
+        cell = self._find(key)
+        if cell is None:
+            if default:
+                return default[0]
+            raise KeyError(key)
+        self._touched[key] = None
+        return cell[0]
+
+    def setdefault(self, key: K, default: Any = None) -> V:
+        if self._find(key) is None:
+            self[key] = default
+        return self[key]
+
+    def clear(self) -> None:
+        for key in list(self):
+            self._touched[key] = None
+
+    def __repr__(self) -> str:
+        return repr(dict(self.items()))
+
+    # The end of a call.
+
+    def finish(self) -> None:
+        """Check what the call touched and keep it; raises `TaskFault` and keeps nothing otherwise."""
+        if not self._touched:
+            return
+        spec, kept = self._spec, []
+        for key, cell in self._touched.items():
+            if cell is None:
+                kept.append((key, MISSING))
+            else:
+                rest = spec.rest(key, cell[0])
+                kept.append((key, rest if self._ttl_s is None else (rest, cell[1])))
+        for key, entry in kept:
+            if entry is MISSING:
+                if self._cells.get(key, MISSING) is not MISSING:
+                    del self._cells[key]
+            elif self._cells.get(key, MISSING) != entry or spec.value.scalar:
+                self._cells[key] = entry
+        self._touched.clear()
+
+    def undo(self) -> None:
+        """Forget what the call touched."""
+        self._touched.clear()
+
+    def snapshot(self) -> dict[K, V]:
+        """The live cells as a plain dict, in key order."""
+        return {k: self._spec.wake(self._spec.rest(k, v)) for k, v in self.items()}
+
+
+class CallValues(dict[str, Any]):
+    """A task's values during one call: woken on first touch, kept or dropped at its end."""
+
+    def __init__(self, specs: dict[str, ValueSpec[Any]], rests: dict[str, bytes]) -> None:
+        super().__init__()
+        self._specs = specs
+        self.rests = rests
+
+    def __missing__(self, name: str) -> Any:
+        spec = self._specs[name]
+        self[name] = live = spec.codec.decode(self.rests.get(name, spec.initial))
+        return live
+
+    def finish(self) -> None:
+        """Check what the call touched and keep it."""
+        rests = {name: self._specs[name].rest(live) for name, live in self.items()}
+        for name, rest in rests.items():
+            if rest != self.rests.get(name, self._specs[name].initial):
+                self.rests[name] = rest
+        self.clear()
+
+    def undo(self) -> None:
+        """Forget what the call touched."""
+        self.clear()
+
+
+class Output(Generic[E]):
+    """A named output of a task: `self.pages.emit(event)`."""
+
+    __slots__ = ("_emit", "_spec", "events")
+
+    def __init__(self, spec: OutputSpec, emit: Callable[[str, Any], None]) -> None:
+        self._spec = spec
+        self._emit = emit
+
+    def emit(self, event: E) -> None:
+        """Put an event out; it is delivered when the epoch is committed."""
+        types = self._spec.types
+        if types and not isinstance(event, types) and not (isinstance(event, dict) and issubclass(dict, types)):
+            raise TaskFault(
+                f"{self._spec.owner}.{self._spec.name}.emit: {event!r} is not of the declared type "
+                f"{getattr(self._spec.type, '__name__', self._spec.type)}"
+            )
+        self._emit(self._spec.name, own(event, f"{self._spec.owner}.{self._spec.name}.emit"))
+
+
+def own(event: Any, where: str) -> Any:
+    """`event.owned`, with what cannot be as a fault of the task."""
+    try:
+        return owned(event)
+    except (msgspec.ValidationError, TypeError, ValueError) as error:
+        raise TaskFault(f"{where}: {event!r} cannot take its declared types: {error}") from None
+
+
+# ---------------------------------------------------------------- what a user writes
+
+
+@overload
+def table(key: TypeForm[K], value: TypeForm[V], *, ttl_s: float | str | None = None) -> Table[K, V]: ...
+@overload
+def table(
+    key: TypeForm[K], value: TypeForm[V], *, default: V, ttl_s: float | str | None = None
+) -> Table[K, V]: ...
+@overload
+def table(
+    key: TypeForm[K], value: TypeForm[V], *, factory: Callable[[], V], ttl_s: float | str | None = None
+) -> Table[K, V]: ...
+def table(
+    key: Any,
+    value: Any,
+    *,
+    default: Any = MISSING,
+    factory: Callable[[], Any] | None = None,
+    ttl_s: float | str | None = None,
+) -> Any:
+    """Declare a table of a task: a dict that survives crashes.
+
+    >>> from secondpass import Task, table
+    >>> class Count(Task):
+    ...     seen = table(int, int, default=0)
+    ...     def handle(self, event):
+    ...         self.seen[event["cid"]] += 1
+
+    With a `default` or a `factory` it behaves like a defaultdict. `ttl_s` is a number of seconds, or the
+    name of a setting that holds one: a cell is gone when `now - written >= ttl_s`. Values are any msgspec
+    type, dataclass, deque, Counter or numpy array. Raises `DefinitionError` for a type that cannot be stored.
+    """
+    return TableSpec(key, value, default, factory, ttl_s)
+
+
+def value(tp: TypeForm[V], default: V) -> ValueSpec[V]:
+    """Declare a single value of a task: an attribute that survives crashes.
+
+    >>> from secondpass import Task, value
+    >>> class Count(Task):
+    ...     total = value(int, 0)
+    ...     def handle(self, event):
+    ...         self.total += 1
+    ...         return event
+    """
+    return ValueSpec(tp, default)
+
+
+def output(tp: TypeForm[E] | None = None) -> Output[E]:
+    """Declare a named output of a task, delivered to `App(sinks={name: ...})`.
+
+    >>> from secondpass import Task, output
+    >>> class Page(Task):
+    ...     pages = output()
+    ...     def handle(self, event):
+    ...         self.pages.emit(event)
+    """
+    return cast("Output[E]", OutputSpec(tp))
+
+
+__all__ = ["Output", "Table", "output", "table", "value"]

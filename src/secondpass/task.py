@@ -1,0 +1,541 @@
+"""Tasks: Python objects with settings, declared state and `handle`.
+
+Invariants: a class that could keep state in an undeclared place is refused when it is defined; an
+instance that a user made is never run by an engine, which runs a bound copy of it (`bind`), so one task
+object can serve several runs and still be called by hand.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+import hashlib
+import inspect
+import logging
+import random
+import types
+import typing
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, dataclass_transform
+
+import msgspec
+
+from secondpass import codec
+from secondpass.errors import DefinitionError, SettingsError, TaskFault
+from secondpass.event import Event, ReadOnlyDict, check_event_type, event_types, freeze, time_reader
+from secondpass.state import CallValues, Moment, Output, OutputSpec, Table, TableSpec, ValueSpec, own
+
+E = TypeVar("E")
+
+_MUTABLE = (list, dict, set, bytearray, collections.deque)
+
+
+class _All:
+    """The type of `ALL`."""
+
+    def __repr__(self) -> str:
+        return "ALL"
+
+    def __reduce__(self) -> str:
+        return "ALL"
+
+
+ALL: Any = _All()
+"""What `keys` returns for an event that may touch every cell: nothing else runs beside it."""
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How a task is run, set by `task.options(...)`; never what it computes."""
+
+    name: str = ""
+    on_error: Literal["dead_letter", "stop", "pass"] = "dead_letter"
+    place: Literal["auto", "inline", "workers"] = "auto"
+    limit_s: float | None = None
+    copies: int | None = None
+
+
+class Shape:
+    """What a task class declares, collected once when the class is defined."""
+
+    def __init__(self, cls: type[Any]) -> None:
+        self.settings: dict[str, Any] = {}
+        self.tables: dict[str, TableSpec] = {}
+        self.values: dict[str, ValueSpec[Any]] = {}
+        self.outputs: dict[str, OutputSpec] = {}
+        for base in reversed(cls.__mro__[1:]):
+            inherited = base.__dict__.get("_shape")
+            if isinstance(inherited, Shape):
+                for part in ("settings", "tables", "values", "outputs"):
+                    getattr(self, part).update(getattr(inherited, part))
+
+    @property
+    def stateful(self) -> bool:
+        return bool(self.tables or self.values)
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """The description of all state, as the store keeps it."""
+        return {n: s.describe() for n, s in (*self.tables.items(), *self.values.items())}
+
+
+@dataclass_transform(kw_only_default=True)
+class Task(Generic[E]):
+    """One step of a chain: subclass it, declare settings and state, and write `handle`.
+
+    >>> from secondpass import Event, Task, table
+    >>> class Seen(Event):
+    ...     cid: int
+    ...     time: float
+    >>> class First(Task[Seen]):
+    ...     '''Pass a camera's first event only.'''
+    ...     known = table(int, bool)
+    ...     def handle(self, event: Seen) -> Seen | None:
+    ...         if event.cid in self.known:
+    ...             return None
+    ...         self.known[event.cid] = True
+    ...         return event
+    >>> task = First()
+    >>> [task.handle(Seen(cid=1, time=t)) is not None for t in (1.0, 2.0)]
+    [True, False]
+
+    `Task[Detection]` handles events of that type, others pass by untouched; a bare `Task` handles all.
+    `handle` returns None to drop, an event to pass on, a list of events, or is a generator. Settings are
+    annotated attributes with immutable values; state is declared with `table`, `value` and `output`.
+    Raises `DefinitionError` at class definition for an own `__init__`, mutable attributes and async code.
+    """
+
+    _shape: ClassVar[Shape]
+    _event_type: ClassVar[Any] = None
+    _options: Options
+    if TYPE_CHECKING:
+        _moment: Moment
+        _values: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _define(cls)
+
+    def __init__(self, **settings: Any) -> None:
+        set_attribute = object.__setattr__
+        set_attribute(self, "_options", Options(name=type(self).__name__))
+        for name, value in _settings(type(self), settings).items():
+            set_attribute(self, name, value)
+        _stand_alone(self)
+
+    def handle(self, event: E, /) -> Any:
+        """Handle one event: None drops it, an event passes, a list or a generator emits several."""
+        raise TypeError(f"{type(self).__name__} defines neither handle nor handle_batch")
+
+    def setup(self) -> None:
+        """Make resources that are no state (a model, a connection); called once per process."""
+
+    def options(
+        self,
+        *,
+        name: str | None = None,
+        on_error: Literal["dead_letter", "stop", "pass"] | None = None,
+        place: Literal["auto", "inline", "workers"] | None = None,
+        limit_s: float | None = None,
+        copies: int | None = None,
+    ) -> Self:
+        """The same task, run in another way.
+
+        `on_error` says what becomes of an event whose call raises: it is set aside (`"dead_letter"`), the
+        app stops before it (`"stop"`), or it goes on as if this task were not there (`"pass"`).
+        """
+        given = {"name": name, "on_error": on_error, "place": place, "limit_s": limit_s, "copies": copies}
+        changes = {k: v for k, v in given.items() if v is not None}
+        if on_error is not None and on_error not in ("dead_letter", "stop", "pass"):
+            raise SettingsError(f"options(on_error={on_error!r}): write 'dead_letter', 'stop' or 'pass'")
+        if place is not None and place not in ("auto", "inline", "workers"):
+            raise SettingsError(f"options(place={place!r}): write 'auto', 'inline' or 'workers'")
+        twin = copy.copy(self)
+        object.__setattr__(twin, "_options", msgspec.structs.replace(self._options, **changes))
+        _stand_alone(twin)
+        return twin
+
+    # What a call may ask for.
+
+    @property
+    def name(self) -> str:
+        """The task's name in the chain: its class's, unless `.options(name=)` gave another."""
+        return self._options.name
+
+    @property
+    def now(self) -> float:
+        """The stream's time in seconds: the largest event time up to this position."""
+        return self._moment.now
+
+    @property
+    def position(self) -> int:
+        """The place of this event in the log."""
+        return self._moment.position
+
+    @property
+    def random(self) -> random.Random:
+        """A random generator that gives the same numbers whenever this event is handled again."""
+        moment = self._moment
+        branch = ".".join(map(str, moment.path))
+        return random.Random(f"{self._options.name}|{moment.position}|{branch}")
+
+    @property
+    def log(self) -> logging.Logger:
+        """A logger whose lines appear once, when the epoch is committed, however often it was run."""
+        return _TaskLogger(self)
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Add to a counter of this task that is committed with the state."""
+        self._moment.count(name, n)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        cls = type(self)
+        if name in cls._shape.values or self.__dict__.get("_setting_up"):
+            object.__setattr__(self, name, value)
+            return
+        if name in cls._shape.tables or name in cls._shape.outputs:
+            raise TaskFault(f"{cls.__name__}.{name} is declared state; change its cells, or call .clear()")
+        if name in cls._shape.settings:
+            raise TaskFault(
+                f"{cls.__name__}.{name} is a setting and stays as it is; for memory declare {name} = value(...)"
+            )
+        raise TaskFault(
+            f"{cls.__name__}.{name} is not declared: write `{name} = value(type, default)` or "
+            f"`{name} = table(K, V)` in the class for memory, or assign resources in setup()"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k == "_options" or k in type(self)._shape.settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+        _stand_alone(self)
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{k}={getattr(self, k)!r}" for k in type(self)._shape.settings)
+        return f"{type(self).__name__}({inner})"
+
+
+# ---------------------------------------------------------------- definition
+
+
+def _define(cls: type[Task[Any]]) -> None:
+    shape = Shape(cls)
+    namespace = dict(cls.__dict__)
+    for forbidden in ("__init__", "__new__", "__setattr__", "__getattribute__", "__getattr__"):
+        if forbidden in namespace and cls.__module__ != __name__:
+            raise DefinitionError(
+                f"{cls.__name__} defines {forbidden}: settings are annotated attributes "
+                f"(`window_s: float = 300.0`), state is `table(...)` and `value(...)`, resources belong in setup()"
+            )
+    annotations = _annotations(cls)
+    for name, found in namespace.items():
+        if isinstance(found, (TableSpec, ValueSpec, OutputSpec)):
+            if name in annotations:
+                raise DefinitionError(f"{cls.__name__}.{name}: declared state carries no annotation; remove it")
+            _claim(cls, shape, name, found)
+        elif isinstance(found, _MUTABLE) and not name.startswith("__"):
+            raise DefinitionError(
+                f"{cls.__name__}.{name} is a mutable {type(found).__name__} that would be lost in a crash and "
+                f"shared between runs; for memory write `{name} = table(K, V)`, for a setting use an immutable type"
+            )
+    for name, tp in annotations.items():
+        if typing.get_origin(tp) is ClassVar or tp is ClassVar or name in ("_shape", "_options"):
+            continue
+        if cls.__module__ != __name__:  # FunctionTask's only setting is code
+            mutable = codec.mutable_part(tp)
+            if mutable is not None:
+                part, instead = mutable
+                raise DefinitionError(
+                    f"{cls.__name__}.{name}: a setting is immutable, and {codec.describe(part)} is not; use "
+                    f"{instead}, or table(...) if it is memory"
+                )
+        shape.settings[name] = tp
+    for name in ("handle", "handle_batch", "setup"):
+        function = namespace.get(name)
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise DefinitionError(
+                f"{cls.__name__}.{name} is async; analysis is CPU-bound here: write a plain function, and do "
+                f"waiting in a source or a sink"
+            )
+    if "handle_batch" in namespace and (shape.tables or shape.values):
+        raise DefinitionError(f"{cls.__name__} has state, so it handles one event at a time: write handle")
+    for base in getattr(cls, "__orig_bases__", ()):
+        origin = typing.get_origin(base)
+        if isinstance(origin, type) and issubclass(origin, Task):
+            (cls._event_type,) = typing.get_args(base) or (None,)
+    event_types(cls._event_type)
+    cls._shape = shape
+
+
+def _annotations(cls: type) -> dict[str, Any]:
+    own = inspect.get_annotations(cls)
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as error:
+        raise DefinitionError(f"{cls.__name__}: an annotation names something unknown: {error}") from None
+    return {name: hints.get(name, tp) for name, tp in own.items()}
+
+
+def _claim(cls: type[Task[Any]], shape: Shape, name: str, spec: Any) -> None:
+    spec.name, spec.owner = name, cls.__name__
+    if isinstance(spec, TableSpec):
+        shape.tables[name] = spec
+    elif isinstance(spec, OutputSpec):
+        shape.outputs[name] = spec
+    else:
+        shape.values[name] = spec
+        return  # a value stays on the class: it is a descriptor
+    # Off the class, so that the instance attribute is found in one step.
+    delattr(cls, name)
+
+
+def _settings(cls: type[Task[Any]], given: dict[str, Any]) -> dict[str, Any]:
+    known = cls._shape.settings
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        have = ", ".join(known) or "none"
+        raise SettingsError(f"{cls.__name__} has no setting {unknown[0]!r}; its settings: {have}")
+    found: dict[str, Any] = {}
+    for name, tp in known.items():
+        if name in given:
+            value = given[name]
+        elif hasattr(cls, name):
+            value = getattr(cls, name)
+        else:
+            raise SettingsError(f"{cls.__name__} needs the setting {name}: {cls.__name__}({name}=...)")
+        if cls is FunctionTask:
+            found[name] = value
+            continue
+        try:
+            found[name] = freeze(msgspec.convert(value, tp, dec_hook=_keep, builtin_types=_BUILTIN))
+        except (msgspec.ValidationError, TypeError, ValueError) as error:
+            raise SettingsError(f"{cls.__name__}({name}={value!r}): {error}") from None
+    return found
+
+
+_BUILTIN = (bytes, bytearray, *codec._OTHER_IMMUTABLES[:4])  # pyright: ignore[reportPrivateUsage]
+
+
+def _keep(tp: Any, value: Any) -> Any:
+    """Settings of types that msgspec does not know stay as they are when they are of that type."""
+    origin = typing.get_origin(tp) or tp
+    if isinstance(origin, type) and isinstance(value, origin):
+        return value
+    raise ValueError(f"{value!r} is not a {codec.describe(tp)}")
+
+
+class FunctionTask(Task[Any]):
+    """A plain function as a task without state; `App` makes it."""
+
+    function: Callable[[Any], Any]
+
+    def handle(self, event: Any) -> Any:
+        return self.function(event)
+
+
+# ---------------------------------------------------------------- binding
+
+
+def bind(task: Task[Any], moment: Moment) -> Task[Any]:
+    """A copy of a task for an engine: same settings and options, state and outputs still to be attached."""
+    cls = type(task)
+    bound: Task[Any] = object.__new__(cls)
+    attach(bound, _options=task._options, _moment=moment)
+    attach(bound, **{name: getattr(task, name) for name in cls._shape.settings})
+    attach(bound, **{name: Output[Any](spec, moment.emit) for name, spec in cls._shape.outputs.items()})
+    return bound
+
+
+def attach(task: Task[Any], **attributes: Any) -> None:
+    """Set attributes past the guard that keeps users from doing so."""
+    for name, found in attributes.items():
+        object.__setattr__(task, name, found)
+
+
+def set_up(task: Task[Any]) -> None:
+    """Run a bound task's `setup()`, which alone may assign attributes."""
+    attach(task, _setting_up=True)
+    try:
+        task.setup()
+    finally:
+        object.__delattr__(task, "_setting_up")
+
+
+def _stand_alone(task: Task[Any]) -> None:
+    """Give a task that a user made its own memory, so that it works when called by hand."""
+    moment = Moment()
+    shape = type(task)._shape
+    tables = {n: Table[Any, Any](s, {}, moment, s.ttl_of(task)) for n, s in shape.tables.items()}
+    attach(
+        task,
+        _moment=moment,
+        _values=CallValues(shape.values, {}),
+        handle=functools.partial(_call_by_hand, task),
+        **tables,
+        **{n: Output[Any](s, moment.emit) for n, s in shape.outputs.items()},
+    )
+
+
+def _call_by_hand(task: Task[Any], event: Any) -> Any:
+    moment, cls = task._moment, type(task)
+    tables = [getattr(task, n) for n in cls._shape.tables]
+    time = time_reader(type(event))(event) if isinstance(event, (Event, ReadOnlyDict)) else None
+    if time is not None:
+        moment.now = max(moment.now, time)
+    moment.position += 1
+    moment.begin()
+    try:
+        result = call_of(task)(event)
+        if isinstance(result, types.GeneratorType):
+            result = list(typing.cast("Iterable[Any]", result))
+        for found in (*tables, task._values):
+            found.finish()
+    except BaseException:
+        for found in (*tables, task._values):
+            found.undo()
+        raise
+    return result
+
+
+def call_of(task: Task[Any]) -> Callable[[Any], Any]:
+    """The function that handles one event: `handle`, or `handle_batch` with a batch of one."""
+    cls = type(task)
+    batch = getattr(cls, "handle_batch", None)
+    if batch is None:
+        return types.MethodType(cls.handle, task)
+
+    def handle_one(event: Any) -> Any:
+        (result,) = batch_results(task, [event])
+        return result
+
+    return handle_one
+
+
+def batch_results(task: Task[Any], events: list[Any]) -> list[Any]:
+    """What `handle_batch` returns: one result per event."""
+    results = type(task).handle_batch(task, events)  # type: ignore[attr-defined]
+    if not isinstance(results, list) or len(typing.cast("list[Any]", results)) != len(events):
+        raise TaskFault(
+            f"{task.name}.handle_batch returns a list with one result per event ({len(events)} here), "
+            f"not {type(results).__name__}"
+        )
+    return typing.cast("list[Any]", results)
+
+
+# ---------------------------------------------------------------- what handle returned
+
+
+def expand(result: Any, given: Any, name: str) -> tuple[list[Any], bool]:
+    """The events that a call put out, and whether they form a branch (a list or a generator).
+
+    Raises `TaskFault` with advice for everything that is no event; what a generator raises passes through.
+    """
+    if result is None:
+        return [], False
+    if isinstance(result, types.GeneratorType):
+        return [_new(r, given, name) for r in typing.cast("Iterable[Any]", result)], True
+    if type(result) is list:
+        return [_new(r, given, name) for r in typing.cast("list[Any]", result)], True
+    return [_new(result, given, name)], False
+
+
+def _new(result: Any, given: Any, name: str) -> Any:
+    if result is given:
+        return result
+    if isinstance(result, (Event, dict)):
+        return own(result, f"{name}.handle")
+    if isinstance(result, bool):
+        advice = "return the event itself to pass it on, and None to drop it"
+    elif inspect.iscoroutine(result):
+        result.close()
+        advice = "handle must be a plain function, not async"
+    elif isinstance(result, (tuple, set, frozenset)):
+        advice = "return a list to emit several events"
+    elif result is None:
+        advice = "a list holds events only; leave None out"
+    else:
+        advice = "return the event, another event, a list of events, or None"
+    raise TaskFault(f"{name}.handle returned {type(result).__name__} {str(result)[:80]!r}: {advice}")
+
+
+def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
+    """The keys that a task declares for an event; None for all of them."""
+    declare = getattr(type(task), "keys", None)
+    if declare is None:
+        return None
+    found = declare(task, event)
+    if found is ALL:
+        return None
+    if isinstance(found, (str, bytes, Event, Mapping)) or not isinstance(found, Iterable):
+        raise TaskFault(
+            f"{task.name}.keys returned {found!r}: it returns an iterable of cell keys (a tuple like `({found!r},)`)"
+            f" or ALL"
+        )
+    keys = typing.cast("Iterable[Hashable]", found)
+    return frozenset(keys)
+
+
+# ---------------------------------------------------------------- descriptions
+
+
+def code_hash(task: Task[Any]) -> str:
+    """A fingerprint of the task's source, to tell a changed file from an unchanged one."""
+    target: Any = task.function if isinstance(task, FunctionTask) else type(task)
+    try:
+        text = inspect.getsource(target)
+    except (OSError, TypeError):
+        text = repr(sorted(k for k in vars(target)))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def describe(task: Task[Any]) -> dict[str, Any]:
+    """All that the store keeps about a task to compare it at the next start."""
+    settings = {k: getattr(task, k) for k in type(task)._shape.settings} if type(task) is not FunctionTask else {}
+    return {
+        "name": task.name,
+        "class": task.function.__qualname__ if isinstance(task, FunctionTask) else type(task).__qualname__,
+        "code": code_hash(task),
+        "settings": {k: codec.unpack(codec.pack(v)) for k, v in settings.items()},
+        "state": type(task)._shape.state(),
+        "on_error": task._options.on_error,
+    }
+
+
+def from_function(function: Callable[[Any], Any]) -> FunctionTask:
+    """The task that a plain function is; it handles the events its first parameter is annotated with."""
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise DefinitionError(f"{function.__name__} is async; write a plain function")
+    task = FunctionTask(function=function).options(name=getattr(function, "__name__", "function"))
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):
+        hints = {}
+    hints.pop("return", None)
+    declared = next(iter(hints.values()), None)
+    try:
+        event_types(declared)
+    except DefinitionError:
+        declared = None
+    attach(task, _event_type=declared)
+    return task
+
+
+def accepts(task: Task[Any]) -> tuple[type, ...]:
+    """The event classes that a task handles; empty for all."""
+    types_ = event_types(task._event_type)
+    for tp in types_:
+        check_event_type(tp)
+    return types_
+
+
+class _TaskLogger(logging.Logger):
+    """Hands records to the moment, which keeps them until the epoch is committed."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        super().__init__(f"secondpass.task.{task.name}")
+        self._moment = task._moment
+        self.parent = logging.getLogger("secondpass.task")
+
+    def handle(self, record: logging.LogRecord) -> None:
+        self._moment.log(record)
