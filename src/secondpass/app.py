@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import EllipsisType, ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
 from secondpass.errors import DefinitionError, UsageError
 from secondpass.task import Task, accepts, from_function
@@ -56,7 +58,9 @@ class App:
         self.name = name
         given = [*([source] if source is not None else []), *sources]
         if not given:
-            raise DefinitionError(f"App({name!r}) has no source; pass source=JsonLines('events.jsonl') or any iterable")
+            raise DefinitionError(
+                f"App({name!r}) has no source; pass source=JsonLines('events.jsonl') or any iterable"
+            )
         self.sources: tuple[Any, ...] = tuple(given)
         self.tasks: tuple[Task[Any], ...] = tuple(_as_task(t) for t in tasks)
         _refuse_twins(self.tasks)
@@ -80,7 +84,7 @@ class App:
     def run(
         self,
         *,
-        store: str | Path | None = ...,  # type: ignore[assignment]
+        store: str | Path | EllipsisType | None = ...,
         follow: bool = False,
         fresh: bool = False,
         limit: int | None = None,
@@ -127,7 +131,9 @@ class App:
                 )
         for task in self.tasks:
             if MAIN in type(task)._shape.outputs:
-                raise DefinitionError(f"{task.name}: an output cannot be called {MAIN!r}; choose another name")
+                raise DefinitionError(
+                    f"{task.name}: an output cannot be called {MAIN!r}; choose another name"
+                )
 
     def __repr__(self) -> str:
         chain = " -> ".join(t.name for t in self.tasks) or "(no tasks)"
@@ -136,8 +142,8 @@ class App:
 
 def _as_task(found: Any) -> Task[Any]:
     if isinstance(found, Task):
-        return found
-    if isinstance(found, type) and issubclass(found, Task):
+        return cast("Task[Any]", found)
+    if inspect.isclass(found) and issubclass(found, Task):
         raise DefinitionError(f"tasks=[{found.__name__}]: pass an object, {found.__name__}()")
     if callable(found):
         return from_function(found)
@@ -158,8 +164,9 @@ def _refuse_twins(tasks: Iterable[Task[Any]]) -> None:
 def _caller_directory() -> Path:
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
-    is_script = file and not Path(file).name.startswith("__main__") and Path(file).suffix == ".py"
-    return Path(file).resolve().parent if is_script else Path.cwd()
+    if file is None or Path(file).suffix != ".py" or Path(file).name == "__main__.py":
+        return Path.cwd()
+    return Path(file).resolve().parent
 
 
 # ---------------------------------------------------------------- finding an app
@@ -174,7 +181,9 @@ def load(spec: str) -> App:
     if target.endswith(".py") or "/" in target:
         path = Path(target)
         if not path.is_file():
-            hint = "; give the file that holds the app" if path.suffix == ".py" else "; an app file ends in .py"
+            hint = (
+                "; give the file that holds the app" if path.suffix == ".py" else "; an app file ends in .py"
+            )
             raise UsageError(f"no file {target}{hint}")
         module = _import_file(path.resolve())
     else:
@@ -192,7 +201,7 @@ def load(spec: str) -> App:
     return app
 
 
-def _import_file(path: Path) -> Any:
+def _import_file(path: Path) -> ModuleType:
     name = path.stem if path.stem.isidentifier() else "secondpass_app"
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
@@ -205,13 +214,17 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def _pick(module: Any, attribute: str, spec: str) -> App:
+def _pick(module: ModuleType, attribute: str, spec: str) -> App:
     if not attribute:
-        apps = {n: v for n, v in vars(module).items() if isinstance(v, App)}
+        apps = {name: found for name, found in module.__dict__.items() if isinstance(found, App)}
         if not apps:
-            raise UsageError(f"{spec} holds no App; write `app = App(...)` in it, or name a factory: {spec}:make()")
+            raise UsageError(
+                f"{spec} holds no App; write `app = App(...)` in it, or name a factory: {spec}:make()"
+            )
         if len({id(a) for a in apps.values()}) > 1:
-            raise UsageError(f"{spec} holds several apps ({', '.join(apps)}); say which: {spec}:{next(iter(apps))}")
+            raise UsageError(
+                f"{spec} holds several apps ({', '.join(apps)}); say which: {spec}:{next(iter(apps))}"
+            )
         return next(iter(apps.values()))
     called = attribute.endswith("()")
     found = getattr(module, attribute.removesuffix("()"), None)

@@ -19,18 +19,22 @@ import datetime
 import decimal
 import enum
 import functools
+import inspect
 import sys
 import types
 import typing
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from secondpass.errors import DefinitionError
 
-SCALARS: dict[Any, str] = {int: "int", float: "float", str: "str", bool: "bool", bytes: "bytes", type(None): "None"}
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+SCALARS: frozenset[Any] = frozenset({int, float, str, bool, bytes, type(None)})
 _OTHER_IMMUTABLES = (
     datetime.datetime,
     datetime.date,
@@ -120,15 +124,14 @@ def describe(tp: Any) -> str:
     if origin is not None:
         inner = ", ".join("..." if a is Ellipsis else describe(a) for a in args)
         return f"{origin.__name__}[{inner}]"
-    if isinstance(tp, type):
-        if is_struct(tp):
-            fields = ", ".join(f"{f.encode_name}: {describe(f.type)}" for f in msgspec.structs.fields(tp))
-            return f"{tp.__name__}({fields})"
-        return tp.__name__
-    return repr(tp)
+    if is_struct(tp):
+        fields = ", ".join(f"{f.encode_name}: {describe(f.type)}" for f in msgspec.structs.fields(tp))
+        return f"{tp.__name__}({fields})"
+    return tp.__name__ if inspect.isclass(tp) else repr(tp)
 
 
-def is_struct(tp: Any) -> bool:
+def is_struct(tp: Any) -> TypeIs[type[msgspec.Struct]]:
+    """Whether this is a msgspec Struct class: an event, or a part of one."""
     return isinstance(tp, type) and issubclass(tp, msgspec.Struct)
 
 
@@ -148,17 +151,14 @@ def mutable_part(tp: Any, _seen: frozenset[Any] = frozenset()) -> tuple[Any, str
         return next((p for p in parts if p is not None), None)
     if tp in (tuple, frozenset, Mapping):
         return None
-    if isinstance(tp, type):
-        if issubclass(tp, enum.Enum) or tp.__name__ == "ndarray":
-            return None
-        if is_struct(tp):
-            if not tp.__struct_config__.frozen:
-                return tp, f"a frozen one: class {tp.__name__}(msgspec.Struct, frozen=True), or an Event"
-            parts = (mutable_part(f.type, _seen | {tp}) for f in msgspec.structs.fields(tp))
-            return next((p for p in parts if p is not None), None)
-        if issubclass(tp, tuple):
-            return None
-    elif getattr(origin, "__name__", "") == "ndarray":
+    if is_struct(tp):
+        if not tp.__struct_config__.frozen:
+            return tp, f"a frozen one: class {tp.__name__}(msgspec.Struct, frozen=True), or an Event"
+        parts = (mutable_part(f.type, _seen | {tp}) for f in msgspec.structs.fields(tp))
+        return next((p for p in parts if p is not None), None)
+    if inspect.isclass(tp) and issubclass(tp, (enum.Enum, tuple)):
+        return None
+    if getattr(origin or tp, "__name__", "") == "ndarray":
         return None
     return tp, "a frozen msgspec.Struct, a tuple or a scalar"
 
@@ -168,19 +168,20 @@ def mutable_part(tp: Any, _seen: frozenset[Any] = frozenset()) -> tuple[Any, str
 
 def same(a: Any, b: Any) -> bool:
     """Equal in value and in type, all the way down."""
-    if type(a) is not type(b):
+    kind = a.__class__
+    if kind is not b.__class__:
         return False
-    if isinstance(a, float):
+    if issubclass(kind, float):
         return a == b or (a != a and b != b)
-    if isinstance(a, (str, bytes, int, enum.Enum)) or a is None:
+    if issubclass(kind, (str, bytes, int, enum.Enum)) or a is None:
         return bool(a == b)
-    if isinstance(a, collections.deque):
+    if issubclass(kind, collections.deque):
         return a.maxlen == b.maxlen and len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, (list, tuple)):
+    if issubclass(kind, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, Mapping):
+    if issubclass(kind, Mapping):
         return len(a) == len(b) and all(map(same, a, b)) and all(map(same, a.values(), b.values()))
-    if isinstance(a, (set, frozenset)):
+    if issubclass(kind, (set, frozenset)):
         # Equal sets may hold 1 and 1.0: compare the types too.
         return a == b and collections.Counter(map(type, a)) == collections.Counter(map(type, b))
     if is_struct(type(a)):
@@ -213,9 +214,13 @@ def _quick_types(tp: Any) -> frozenset[type] | None:
     if tp in SCALARS or tp is None:
         return frozenset({type(None) if tp is None else tp})
     if typing.get_origin(tp) in (typing.Union, types.UnionType):
-        parts = [_quick_types(a) for a in typing.get_args(tp)]
-        if all(p is not None for p in parts):
-            return frozenset().union(*typing.cast("list[frozenset[type]]", parts))
+        found: frozenset[type] = frozenset()
+        for arg in typing.get_args(tp):
+            part = _quick_types(arg)
+            if part is None:
+                return None
+            found |= part
+        return found
     return None
 
 
@@ -255,7 +260,7 @@ class Codec:
 
     def explain(self, value: Any) -> str:
         """Why a value is not exactly of this type, with what to write where that is known."""
-        got = type(value)
+        got = value.__class__
         if got is int and self.quick and float in self.quick and int not in self.quick:
             return f"{value!r} is an int, the declared type is {self.name}; write {float(value)!r}"
         if is_numpy(value, "generic"):
@@ -281,18 +286,27 @@ class Codec:
         if quick is not None:
             if len(quick) == 1:
                 return _exact_scalar(next(iter(quick)))
-            checks = {t: _exact_scalar(t) for t in quick}
-            return lambda v: type(v) in checks and checks[type(v)](v)
+            return _exact_union(quick)
         origin, args = typing.get_origin(tp), typing.get_args(tp)
         if origin is list or (origin is tuple and len(args) == 2 and args[1] is Ellipsis):
             inner = _quick_types(args[0])
             if inner is not None and not inner & {int, str}:
-                return lambda v: type(v) is origin and set(map(type, v)) <= inner
+                return _exact_sequence(origin, inner)
         if is_struct(tp) and not hasattr(tp, "__post_init__"):
             fields = [(f.name, _quick_types(f.type)) for f in msgspec.structs.fields(tp)]
-            if all(q is not None for _, q in fields):
-                return _compile_struct(tp, [(n, _exact_scalar_or_union(q)) for n, q in fields if q is not None])
+            known = [(name, _exact_scalar_or_union(quick)) for name, quick in fields if quick is not None]
+            if len(known) == len(fields):
+                return _compile_struct(tp, known)
         return self._exact_by_round_trip
+
+
+def _exact_union(quick: frozenset[type]) -> Callable[[Any], bool]:
+    checks = {tp: _exact_scalar(tp) for tp in quick}
+    return lambda v: type(v) in checks and checks[type(v)](v)
+
+
+def _exact_sequence(tp: Any, inner: frozenset[type]) -> Callable[[Any], bool]:
+    return lambda v: type(v) is tp and set(map(type, v)) <= inner
 
 
 def _exact_scalar_or_union(quick: frozenset[type]) -> Callable[[Any], bool] | type:
@@ -300,8 +314,7 @@ def _exact_scalar_or_union(quick: frozenset[type]) -> Callable[[Any], bool] | ty
     if len(quick) == 1:
         only = next(iter(quick))
         return only if only not in (int, str) else _exact_scalar(only)
-    checks = {t: _exact_scalar(t) for t in quick}
-    return lambda v: type(v) in checks and checks[type(v)](v)
+    return _exact_union(quick)
 
 
 def _compile_struct(tp: Any, fields: list[tuple[str, Any]]) -> Callable[[Any], bool]:
@@ -311,7 +324,9 @@ def _compile_struct(tp: Any, fields: list[tuple[str, Any]]) -> Callable[[Any], b
     for i, (name, check) in enumerate(fields):
         scope[f"_c{i}"] = check
         terms.append(f"_type(v.{name}) is _c{i}" if isinstance(check, type) else f"_c{i}(v.{name})")
-    return typing.cast("Callable[[Any], bool]", eval(f"lambda v: {' and '.join(terms)}", scope))
+    # Our own text: field names are identifiers, and nothing of a value gets into it.
+    text = f"lambda v: {' and '.join(terms)}"
+    return typing.cast("Callable[[Any], bool]", eval(text, scope))  # noqa: S307
 
 
 def _short(value: Any, limit: int = 120) -> str:

@@ -8,6 +8,7 @@ quick start, are read-only mappings.
 from __future__ import annotations
 
 import datetime
+import functools
 import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, dataclass_transform
@@ -52,7 +53,7 @@ class Event(msgspec.Struct, frozen=True, gc=False, metaclass=EventMeta):
         super().__init_subclass__(**config)
         try:
             # The bases' own fields were checked when they were defined.
-            hints = {n: t for n, t in typing.get_type_hints(cls, include_extras=True).items()}
+            hints = typing.get_type_hints(cls, include_extras=True)
         except NameError:
             hints = {}  # a forward reference: `check_event_type` looks again when an app uses the class
         if hints:
@@ -65,7 +66,9 @@ class Event(msgspec.Struct, frozen=True, gc=False, metaclass=EventMeta):
     def replace(self, **changes: Any) -> Self:
         """This event with some fields changed.
 
-        >>> Event.replace(Probe(value=1.0), value=2.0)
+        >>> class Probe(Event):
+        ...     value: float
+        >>> Probe(value=1.0).replace(value=2.0)
         Probe(value=2.0)
         """
         return msgspec.structs.replace(self, **changes)
@@ -73,6 +76,11 @@ class Event(msgspec.Struct, frozen=True, gc=False, metaclass=EventMeta):
     def to(self, other: type[T], /, **fields: Any) -> T:
         """An event of another type, taking the fields of the same name from this one.
 
+        >>> class Probe(Event):
+        ...     value: float
+        >>> class Alert(Event):
+        ...     value: float
+        ...     level: str
         >>> Probe(value=1.0).to(Alert, level="high")
         Alert(value=1.0, level='high')
         """
@@ -99,7 +107,7 @@ def _sealer(hints: Mapping[str, Any], own: Callable[[Any], None] | None) -> Call
     if not seals:
         return None
 
-    def __post_init__(self: Any) -> None:
+    def __post_init__(self: Any) -> None:  # noqa: N807  # msgspec calls it by this name
         for name, seal in seals:
             value = getattr(self, name)
             sealed = seal(value)
@@ -143,7 +151,7 @@ def freeze(value: Any) -> Any:
     >>> freeze({"tags": ["a"]})
     {'tags': ('a',)}
     """
-    kind = type(value)
+    kind = value.__class__
     if kind is ReadOnlyDict or kind is UntypedEvent:
         return value
     if kind is dict:
@@ -162,7 +170,8 @@ def freeze(value: Any) -> Any:
     if codec.is_numpy(value, "generic"):
         return value.item()
     if isinstance(value, Mapping):
-        return ReadOnlyDict({k: freeze(v) for k, v in value.items()})  # pyright: ignore
+        found = typing.cast("Mapping[Any, Any]", value)
+        return ReadOnlyDict({k: freeze(v) for k, v in found.items()})
     return value
 
 
@@ -239,8 +248,7 @@ def event_types(tp: Any) -> tuple[type, ...]:
         return ()
     args = typing.get_args(tp)
     if args:
-        found = tuple(t for a in args for t in event_types(a))
-        return found
+        return tuple(t for a in args for t in event_types(a))
     if tp is Event:
         return (Event,)
     if isinstance(tp, type) and issubclass(tp, (Event, dict)):
@@ -250,11 +258,12 @@ def event_types(tp: Any) -> tuple[type, ...]:
     raise DefinitionError(f"{tp!r} is no event type; subclass secondpass.Event, or leave the type out")
 
 
-def time_reader(tp: type) -> Callable[[Any], float | None]:
+@functools.lru_cache(maxsize=4096)
+def time_reader(tp: type[Any]) -> Callable[[Any], float | None]:
     """How the time of events of this class is read, in seconds; gives None where there is none."""
     if issubclass(tp, UntypedEvent):
         return _untyped_time
-    if "time" not in tp.__struct_fields__:  # type: ignore[attr-defined]
+    if "time" not in tp.__struct_fields__:
         return lambda _: None
     hints = typing.get_type_hints(tp)
     if hints.get("time") is float:

@@ -30,7 +30,17 @@ K = TypeVar("K")
 V = TypeVar("V")
 E = TypeVar("E")
 
-MISSING: Any = type("MISSING", (), {"__repr__": lambda _: "MISSING", "__slots__": ()})()
+
+class _Missing:
+    """The type of `MISSING`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Any = _Missing()
 """Stands for "no such cell" where None is a possible value."""
 
 
@@ -103,7 +113,12 @@ class TableSpec:
 
     def describe(self) -> dict[str, Any]:
         """What the store compares at the next start."""
-        return {"kind": "table", "key": self.key.name, "value": self.value.name, "ttl": self.ttl_s is not None}
+        return {
+            "kind": "table",
+            "key": self.key.name,
+            "value": self.value.name,
+            "ttl": self.ttl_s is not None,
+        }
 
     def check_key(self, key: Any) -> None:
         """Refuse a key that would not be found again under itself."""
@@ -223,7 +238,7 @@ class Table(MutableMapping[K, V]):
             entry = self._cells.get(key, MISSING)
             if entry is MISSING:
                 return None
-            rest, written = entry if self._ttl_s is not None else (entry, None)
+            rest, written = entry if self._ttl_s is not None else (entry, 0.0)
             cell = [self._spec.wake(rest), written]
             if not self._spec.value.scalar:
                 self._touched[key] = cell
@@ -257,7 +272,7 @@ class Table(MutableMapping[K, V]):
                 f"{self._spec.owner}.{self._spec.name}: to iterate, measure or clear a table, keys() must return "
                 f"ALL for this event"
             )
-        known = {k: None for k in self._cells}
+        known = dict.fromkeys(self._cells)
         known.update(dict.fromkeys(self._touched))
         return iter([k for k in ordered(known) if self._find(k) is not None])
 
@@ -300,7 +315,8 @@ class Table(MutableMapping[K, V]):
         """Check what the call touched and keep it; raises `TaskFault` and keeps nothing otherwise."""
         if not self._touched:
             return
-        spec, kept = self._spec, []
+        spec = self._spec
+        kept: list[tuple[Any, Any]] = []
         for key, cell in self._touched.items():
             if cell is None:
                 kept.append((key, MISSING))
@@ -362,7 +378,11 @@ class Output(Generic[E]):
     def emit(self, event: E) -> None:
         """Put an event out; it is delivered when the epoch is committed."""
         types = self._spec.types
-        if types and not isinstance(event, types) and not (isinstance(event, dict) and issubclass(dict, types)):
+        if (
+            types
+            and not isinstance(event, types)
+            and not (isinstance(event, dict) and issubclass(dict, types))
+        ):
             raise TaskFault(
                 f"{self._spec.owner}.{self._spec.name}.emit: {event!r} is not of the declared type "
                 f"{getattr(self._spec.type, '__name__', self._spec.type)}"

@@ -109,7 +109,7 @@ class Task(Generic[E]):
     _options: Options
     if TYPE_CHECKING:
         _moment: Moment
-        _values: dict[str, Any]
+        _values: CallValues
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -122,7 +122,7 @@ class Task(Generic[E]):
             set_attribute(self, name, value)
         _stand_alone(self)
 
-    def handle(self, event: E, /) -> Any:
+    def handle(self, event: E, /) -> Any:  # noqa: ARG002  # the one of a subclass uses it
         """Handle one event: None drops it, an event passes, a list or a generator emits several."""
         raise TypeError(f"{type(self).__name__} defines neither handle nor handle_batch")
 
@@ -204,7 +204,8 @@ class Task(Generic[E]):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k == "_options" or k in type(self)._shape.settings}
+        kept = ("_options", "_event_type", *type(self)._shape.settings)
+        return {k: v for k, v in self.__dict__.items() if k in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
@@ -232,9 +233,11 @@ def _define(cls: type[Task[Any]]) -> None:
     for name, found in namespace.items():
         if isinstance(found, (TableSpec, ValueSpec, OutputSpec)):
             if name in annotations:
-                raise DefinitionError(f"{cls.__name__}.{name}: declared state carries no annotation; remove it")
+                raise DefinitionError(
+                    f"{cls.__name__}.{name}: declared state carries no annotation; remove it"
+                )
             _claim(cls, shape, name, found)
-        elif isinstance(found, _MUTABLE) and not name.startswith("__"):
+        elif issubclass(type(found), _MUTABLE) and not name.startswith("__"):
             raise DefinitionError(
                 f"{cls.__name__}.{name} is a mutable {type(found).__name__} that would be lost in a crash and "
                 f"shared between runs; for memory write `{name} = table(K, V)`, for a setting use an immutable type"
@@ -414,13 +417,13 @@ def call_of(task: Task[Any]) -> Callable[[Any], Any]:
 
 def batch_results(task: Task[Any], events: list[Any]) -> list[Any]:
     """What `handle_batch` returns: one result per event."""
-    results = type(task).handle_batch(task, events)  # type: ignore[attr-defined]
-    if not isinstance(results, list) or len(typing.cast("list[Any]", results)) != len(events):
+    results: Any = typing.cast("Any", type(task)).handle_batch(task, events)
+    if results.__class__ is not list or len(results) != len(events):
         raise TaskFault(
             f"{task.name}.handle_batch returns a list with one result per event ({len(events)} here), "
-            f"not {type(results).__name__}"
+            f"not {results.__class__.__name__}"
         )
-    return typing.cast("list[Any]", results)
+    return results
 
 
 # ---------------------------------------------------------------- what handle returned
@@ -445,6 +448,7 @@ def _new(result: Any, given: Any, name: str) -> Any:
         return result
     if isinstance(result, (Event, dict)):
         return own(result, f"{name}.handle")
+    got = f"{type(result).__name__} {str(result)[:80]!r}"
     if isinstance(result, bool):
         advice = "return the event itself to pass it on, and None to drop it"
     elif inspect.iscoroutine(result):
@@ -456,7 +460,7 @@ def _new(result: Any, given: Any, name: str) -> Any:
         advice = "a list holds events only; leave None out"
     else:
         advice = "return the event, another event, a list of events, or None"
-    raise TaskFault(f"{name}.handle returned {type(result).__name__} {str(result)[:80]!r}: {advice}")
+    raise TaskFault(f"{name}.handle returned {got}: {advice}")
 
 
 def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
@@ -467,7 +471,7 @@ def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
     found = declare(task, event)
     if found is ALL:
         return None
-    if isinstance(found, (str, bytes, Event, Mapping)) or not isinstance(found, Iterable):
+    if issubclass(found.__class__, (str, bytes, Event, Mapping)) or not isinstance(found, Iterable):
         raise TaskFault(
             f"{task.name}.keys returned {found!r}: it returns an iterable of cell keys (a tuple like `({found!r},)`)"
             f" or ALL"
@@ -485,13 +489,15 @@ def code_hash(task: Task[Any]) -> str:
     try:
         text = inspect.getsource(target)
     except (OSError, TypeError):
-        text = repr(sorted(k for k in vars(target)))
+        text = repr(sorted(target.__dict__))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def describe(task: Task[Any]) -> dict[str, Any]:
     """All that the store keeps about a task to compare it at the next start."""
-    settings = {k: getattr(task, k) for k in type(task)._shape.settings} if type(task) is not FunctionTask else {}
+    settings = (
+        {k: getattr(task, k) for k in type(task)._shape.settings} if type(task) is not FunctionTask else {}
+    )
     return {
         "name": task.name,
         "class": task.function.__qualname__ if isinstance(task, FunctionTask) else type(task).__qualname__,
