@@ -1,4 +1,4 @@
-"""What a log holds, as the engine and the reference take it: events, refusals and retries."""
+"""What a log holds, as the engine and the reference take it: events, refusals, retries and ticks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ class Retry(NamedTuple):
     letter: int
     task: str
     event: Any
+
+
+class Tick(NamedTuple):
+    """Time that passed without an event: it moves the stream's time and nothing else."""
+
+    time: float
 
 
 class DeadLetter(NamedTuple):
@@ -70,4 +76,6 @@ def trace_text(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [i for i, f in enumerate(frames) if not f.filename.replace("\\", "/").rpartition("/secondpass/")[1]]
     kept = frames[own[0] :] if own else frames[-1:]
-    return "".join(["Traceback (most recent call last):\n", *traceback.format_list(kept), error_text(error), "\n"])
+    return "".join(
+        ["Traceback (most recent call last):\n", *traceback.format_list(kept), error_text(error), "\n"]
+    )

@@ -18,7 +18,7 @@ from typing import Any
 from secondpass.app import MAIN
 from secondpass.errors import TaskError, TaskFault, TaskStopped
 from secondpass.event import time_reader
-from secondpass.record import INTAKE, DeadLetter, Refused, Retry, error_text, refuse_time, trace_text
+from secondpass.record import INTAKE, DeadLetter, Refused, Retry, Tick, error_text, refuse_time, trace_text
 from secondpass.state import CallValues, Moment, Table, TableSpec
 from secondpass.task import Task, accepts, attach, bind, call_of, expand, keys_of, set_up
 
@@ -128,8 +128,8 @@ def run(
 ) -> Result:
     """What `log` means to the chain `tasks`.
 
-    Records are events, `Refused` or `Retry`; a record's position is its index. An event without a `time`
-    gets `intake_time`.
+    Records are events, `Refused`, `Retry` or `Tick`; a record's position is its index. An event without
+    a `time` gets `intake_time`.
     """
     cells: dict[str, dict[str, Any]] = {t.name: {} for t in tasks}
     values: dict[str, dict[str, bytes]] = {t.name: {} for t in tasks}
@@ -177,13 +177,15 @@ def run(
     for position, record in enumerate(log):
         try:
             if isinstance(record, Refused):
-                letter = DeadLetter(position, INTAKE, record.reason, "", None, record.raw, record.offset, record.source)
-                dead_letters.append(letter)
+                reason, raw, offset, source = record
+                dead_letters.append(DeadLetter(position, INTAKE, reason, "", None, raw, offset, source))
             elif isinstance(record, Retry):
                 names = [t.name for t in tasks]
                 pass_on(record.event, position, (), names.index(record.task) if record.task else 0)
+            elif isinstance(record, Tick):
+                now = max(now, record.time)
             else:
-                time = time_reader(type(record))(record)
+                time = time_reader(record.__class__)(record)
                 refusal = None if time is None else refuse_time(time)
                 if refusal is not None:
                     dead_letters.append(DeadLetter(position, INTAKE, refusal, "", record))
