@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 V = TypeVar("V")
 E = TypeVar("E")
+T = TypeVar("T")
 
 
 class _Missing:
@@ -83,6 +84,7 @@ class TableSpec:
         self.key: Codec = codec_for(key)
         self.value: Codec = codec_for(value)
         self.ttl_s = ttl_s
+        _refuse_key_type(self.key)
         self._factory: Callable[[], Any] | None = factory
         self._default = default
         if default is not MISSING and factory is not None:
@@ -141,6 +143,15 @@ class TableSpec:
         return rest if self.value.scalar else self.value.decode(rest)
 
 
+def _refuse_key_type(key: Codec) -> None:
+    """Equal keys must have equal bytes, or the store would hold one cell twice."""
+    numbers = (key.quick or frozenset()) & {int, float, bool}
+    if len(numbers) > 1:
+        raise DefinitionError(f"table(key={key.name}): 1, 1.0 and True are one key in Python; declare one of them")
+    if "frozenset" in key.name or "Mapping" in key.name:
+        raise DefinitionError(f"table(key={key.name}): sets and mappings have no order; use a sorted tuple")
+
+
 class ValueSpec(Generic[V]):
     """The declaration `name = value(T, default)`; at run time a descriptor over `task._values`."""
 
@@ -162,7 +173,8 @@ class ValueSpec(Generic[V]):
         return task._values[self.name]
 
     def __set__(self, task: Any, new: V) -> None:
-        task._values[self.name] = self.codec.decode(self.rest(new))
+        rest = self.rest(new)
+        task._values[self.name] = new if self.codec.scalar else self.codec.decode(rest)
 
     def rest(self, new: Any) -> bytes:
         """The resting form: always bytes, there are few values."""
@@ -281,14 +293,26 @@ class Table(MutableMapping[K, V]):
 
     # What MutableMapping would do through a default.
 
-    def get(self, key: K, default: Any = None) -> Any:  # type: ignore[override]
+    @overload
+    def get(self, key: K, default: None = None, /) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V, /) -> V: ...
+    @overload
+    def get(self, key: K, default: T, /) -> V | T: ...
+    def get(self, key: K, default: Any = None, /) -> Any:
         cell = self._find(key)
         return default if cell is None else cell[0]
 
     def __contains__(self, key: object) -> bool:
         return self._find(key) is not None
 
-    def pop(self, key: K, *default: Any) -> Any:  # type: ignore[override]
+    @overload
+    def pop(self, key: K, /) -> V: ...
+    @overload
+    def pop(self, key: K, default: V, /) -> V: ...
+    @overload
+    def pop(self, key: K, default: T, /) -> V | T: ...
+    def pop(self, key: K, /, *default: Any) -> Any:
         cell = self._find(key)
         if cell is None:
             if default:
@@ -447,7 +471,11 @@ def value(tp: TypeForm[V], default: V) -> ValueSpec[V]:
     return ValueSpec(tp, default)
 
 
-def output(tp: TypeForm[E] | None = None) -> Output[E]:
+@overload
+def output() -> Output[Any]: ...
+@overload
+def output(tp: TypeForm[E]) -> Output[E]: ...
+def output(tp: Any = None) -> Any:
     """Declare a named output of a task, delivered to `App(sinks={name: ...})`.
 
     >>> from secondpass import Task, output
@@ -456,7 +484,7 @@ def output(tp: TypeForm[E] | None = None) -> Output[E]:
     ...     def handle(self, event):
     ...         self.pages.emit(event)
     """
-    return cast("Output[E]", OutputSpec(tp))
+    return OutputSpec(tp)
 
 
 __all__ = ["Output", "Table", "output", "table", "value"]

@@ -17,7 +17,7 @@ import random
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, dataclass_transform
 
 import msgspec
 
@@ -26,7 +26,12 @@ from secondpass.errors import DefinitionError, SettingsError, TaskFault
 from secondpass.event import Event, ReadOnlyDict, check_event_type, event_types, freeze, time_reader
 from secondpass.state import CallValues, Moment, Output, OutputSpec, Table, TableSpec, ValueSpec, own
 
-E = TypeVar("E")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    E = TypeVar("E", default=Any)  # a bare `Task` handles all events
+else:
+    E = typing.TypeVar("E")
 
 _MUTABLE = (list, dict, set, bytearray, collections.deque)
 
