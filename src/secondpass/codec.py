@@ -92,6 +92,9 @@ def decode_hook(tp: Any, obj: Any) -> Any:
         if args:
             items = msgspec.convert(items, list[args[0]], dec_hook=decode_hook)
         return collections.deque(items, maxlen)
+    if origin is collections.Counter:
+        (key,) = typing.get_args(tp) or (Any,)
+        return collections.Counter(msgspec.convert(obj, dict[key, int], dec_hook=decode_hook))
     if isinstance(origin, type) and origin.__name__ == "ndarray":
         import numpy  # only a type that mentions numpy comes here
 
