@@ -44,13 +44,14 @@ class Known(Task[Detection]):
         self.last[event.cid] = "now"                        # reportArgumentType
         self.last["one"] = 1.0                              # reportArgumentType
         self.last[event.cid] = self.maybe[event.cid]        # reportArgumentType
-        late: bool = self.last.get(event.cid) > 3.0         # reportOptionalOperand
+        if self.last.get(event.cid) > 3.0:                  # reportOptionalOperand
+            return None
         self.counts[event.cid] += 1                         # reportArgumentType
         self.total += 1
         self.totl += 1                                      # reportUnknownMemberType
         self.pages.emit(event)                              # reportArgumentType
         self.pages.emit(event.to(Page, cid=1))
-        return event if late else event.to(Page)            # reportReturnType
+        return event.to(Page)                               # reportReturnType
 
 class Other(Task[Detection]):
     def handle(self, event: Page) -> Page:                  # reportIncompatibleMethodOverride
