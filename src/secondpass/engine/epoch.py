@@ -1,0 +1,101 @@
+"""An epoch: consecutive records on their way through the chain, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from secondpass.engine.overlay import Delta
+from secondpass.record import DeadLetter, Refused, Retry
+from secondpass.reference import Tally
+
+Where = int | tuple[int, ...]
+"""An event's path: the index of its record in the epoch, then its index in each list it was emitted in.
+
+A call that returns its event, or one other, keeps the path; so most paths are plain ints.
+"""
+
+
+def path_of(where: Where) -> tuple[int, ...]:
+    """A path as a tuple: their order is the order of the plain loop.
+
+    >>> path_of(7), path_of((7, 1))
+    ((7,), (7, 1))
+    """
+    return where if isinstance(where, tuple) else (where,)
+
+
+@dataclass
+class Epoch:
+    """Consecutive records to be run and committed together.
+
+    `origin[i]` is the record index of `events[i]`; `refused` holds the records that are no events.
+    `times[i]` is the time of `events[i]`; `now` the stream's time before the epoch.
+    """
+
+    number: int
+    first: int
+    count: int
+    events: list[Any]
+    origin: Sequence[int]
+    times: list[float]
+    refused: dict[int, Refused | DeadLetter]
+    now: float
+    offsets: list[Any]
+    kinds: set[type]
+    retry: Retry | None = None
+    intake_time: float | None = None
+    taken: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    _nows: list[float] | None = None
+
+    @property
+    def now_after(self) -> float:
+        return max(self.now, max(self.times, default=self.now))
+
+    def nows(self) -> list[float]:
+        """The stream's time at each record."""
+        if self._nows is None:
+            times = self.times
+            if len(times) == self.count and times[0] >= self.now and times == sorted(times):
+                self._nows = times
+            elif len(times) == self.count:
+                self._nows = list(accumulate(times, max, initial=self.now))[1:]
+            else:
+                at = [self.now] * self.count
+                for i, time in zip(self.origin, times, strict=True):
+                    at[i] = time
+                self._nows = list(accumulate(at, max, initial=self.now))[1:]
+        return self._nows
+
+    def cut(self, index: int, offsets: list[Any]) -> Epoch:
+        """The part of this epoch before the record `index`, after which the sources stand at `offsets`."""
+        kept = sum(1 for i in self.origin if i < index)
+        return Epoch(
+            number=self.number,
+            first=self.first,
+            count=index,
+            events=self.events[:kept],
+            origin=self.origin[:kept],
+            times=self.times[:kept],
+            refused={i: r for i, r in self.refused.items() if i < index},
+            now=self.now,
+            offsets=offsets,
+            kinds=self.kinds,
+            intake_time=self.intake_time,
+        )
+
+
+@dataclass
+class Outcome:
+    """What an epoch changes: all of it is committed in one transaction."""
+
+    streams: dict[str, tuple[list[Any], list[int]]] = field(default_factory=dict[str, tuple[list[Any], list[int]]])
+    """By stream: the events put out, and the record index of each."""
+    letters: list[DeadLetter] = field(default_factory=list[DeadLetter])
+    deltas: dict[tuple[str, str], Delta] = field(default_factory=dict[tuple[str, str], Delta])
+    """By task and table."""
+    values: dict[str, dict[str, bytes]] = field(default_factory=dict[str, dict[str, bytes]])
+    tallies: dict[str, Tally] = field(default_factory=dict[str, Tally])
+    logged: list[Any] = field(default_factory=list[Any])

@@ -1,0 +1,261 @@
+"""From sources to epochs: reading, merging, and what is refused at the door.
+
+Finite sources merge by (time, order of the sources, offset); followed ones by arrival, recorded. A source's
+place is `{"offset": where a batch began, "skip": records of that batch already taken}`, so that a merge may
+stop in the middle of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from secondpass.connectors.contract import Batch, Reader
+from secondpass.engine.epoch import Epoch
+from secondpass.errors import InputError
+from secondpass.event import LATEST_TIME_S, event_types, time_reader
+from secondpass.record import INTAKE, DeadLetter, Refused, refuse_time
+
+
+class _Feed:
+    """One source being read, with the batch in hand when several are merged."""
+
+    def __init__(self, source: Any, place: dict[str, Any] | None, follow: bool, accept: bool) -> None:
+        self.name: str = source.name
+        self.following = follow or source.following
+        self.before: Any = place["offset"] if place else None
+        self.reader: Reader = source.open(self.before, follow=self.following, accept=accept)
+        self.batch: Batch | None = None
+        self.taken = 0
+        self.ended = False
+        self._by_index: dict[int, Any] = {}
+        if place:
+            self._skip(place["skip"])
+
+    def _skip(self, records: int) -> None:
+        """Pass over what was taken of a batch before a restart."""
+        while records:
+            batch = self.reader.read(records)
+            if batch is None or not batch.count:
+                raise InputError(
+                    f"{self.name} ends {records} records before the place where the last run stopped; restore it, or "
+                    f"start over with --fresh"
+                )
+            records -= batch.count
+            self.before = batch.offset
+
+    def read(self, limit: int) -> Batch | None:
+        """The next batch; None at the end."""
+        batch = self.reader.read(limit)
+        if batch is None:
+            self.ended = True
+        return batch
+
+    def place(self) -> dict[str, Any] | None:
+        """Where this source stands, for the commit."""
+        if self.before is None and not self.taken:
+            return None
+        return {"offset": self.before, "skip": self.taken}
+
+    # A merge looks at single records of the batch in hand.
+
+    def refill(self, limit: int) -> bool:
+        """Have a record in hand; gives False when there is none now."""
+        if self.batch is None and not self.ended:
+            batch = self.read(limit)
+            if batch is not None and batch.count:
+                self.batch, self.taken = batch, 0
+                self._by_index = dict(zip(batch.origin, batch.events, strict=True))
+        return self.batch is not None
+
+    def head(self) -> Any:
+        assert self.batch is not None
+        return self._by_index[self.taken] if self.taken in self._by_index else self.batch.refused[self.taken]
+
+    def advance(self) -> None:
+        assert self.batch is not None
+        self.taken += 1
+        if self.taken == self.batch.count:
+            self.before, self.batch, self.taken = self.batch.offset, None, 0
+
+
+class Intake:
+    """The sources of an app, as one sequence of epochs."""
+
+    def __init__(self, sources: Sequence[Any], places: list[Any], *, follow: bool, accept: bool = False) -> None:
+        self._feeds: list[_Feed] = []
+        try:
+            for i, source in enumerate(sources):
+                place = places[i] if i < len(places) else None
+                self._feeds.append(_Feed(source, place, follow, accept))
+        except BaseException:
+            self.close()
+            raise
+        declared = [event_types(s.type) for s in sources]
+        self._kinds: set[type] | None = {t for ts in declared for t in ts} if all(declared) else None
+        self._readers: dict[type, Any] = {}
+        self._heads: list[float] = [float("-inf")] * len(self._feeds)
+        self._places_before: list[Any] = []
+        self._picked: list[int] = []
+
+    @property
+    def following(self) -> bool:
+        return any(f.following for f in self._feeds)
+
+    def take(self, number: int, first: int, now: float, limit: int) -> Epoch | None:
+        """Up to `limit` records as an epoch: one of no records when none is there now, None at the end."""
+        taken: list[tuple[int, int]] = []
+        self._places_before = [f.place() for f in self._feeds]
+        if len(self._feeds) == 1:
+            feed = self._feeds[0]
+            batch = feed.read(limit)
+            if batch is None:
+                return None
+            feed.before = batch.offset
+        elif self.following:
+            batch = self._by_arrival(limit, taken)
+        else:
+            batch = self._merged(limit)
+        if batch is None:
+            return None
+        return self._epoch(batch, number, first, now, taken)
+
+    def _epoch(self, batch: Batch, number: int, first: int, now: float, taken: list[tuple[int, int]]) -> Epoch:
+        events, origin = batch.events, batch.origin
+        refused: dict[int, Refused | DeadLetter] = dict(batch.refused)
+        times, intake_time = self._times(events)
+        # One pass finds whether anything is wrong at all; NaN and infinity do not survive a sum.
+        if times and not (math.isfinite(sum(times)) and max(times) <= LATEST_TIME_S):
+            events, origin, times = self._refuse_times(events, origin, times, refused, first)
+        return Epoch(
+            number=number,
+            first=first,
+            count=batch.count,
+            events=events,
+            origin=origin,
+            times=times,
+            refused=refused,
+            now=now,
+            offsets=[f.place() for f in self._feeds],
+            kinds=self._kinds if self._kinds is not None else set(map(type, events)),
+            intake_time=intake_time,
+            taken=taken,
+        )
+
+    def _times(self, events: list[Any]) -> tuple[list[float], float | None]:
+        kinds = set(map(type, events))
+        if len(kinds) == 1:
+            (kind,) = kinds
+            found: list[Any] = list(map(self._reader(kind), events))
+        else:
+            found = [self._reader(type(e))(e) for e in events]
+        if None not in found:
+            return found, None
+        at = time.time()
+        return [at if t is None else t for t in found], at
+
+    def _reader(self, kind: type) -> Any:
+        if kind not in self._readers:
+            self._readers[kind] = time_reader(kind)
+        return self._readers[kind]
+
+    def _refuse_times(
+        self,
+        events: list[Any],
+        origin: Sequence[int],
+        times: list[float],
+        refused: dict[int, Refused | DeadLetter],
+        first: int,
+    ) -> tuple[list[Any], list[int], list[float]]:
+        kept: list[int] = []
+        for i, at in enumerate(times):
+            reason = refuse_time(at)
+            if reason is None:
+                kept.append(i)
+                continue
+            if first + origin[i] == 0 and at > LATEST_TIME_S:
+                # The very first event: the whole stream is in another unit, not one event of it.
+                raise InputError(f"{self._feeds[0].name}: {reason}")
+            refused[origin[i]] = DeadLetter(-1, INTAKE, reason, "", events[i])
+        return [events[i] for i in kept], [origin[i] for i in kept], [times[i] for i in kept]
+
+    def places_at(self, index: int) -> list[Any]:
+        """Where the sources stood before record `index` of the epoch last taken."""
+        counts = [index] if len(self._feeds) == 1 else [0] * len(self._feeds)
+        for i in self._picked[:index] if len(self._feeds) > 1 else ():
+            counts[i] += 1
+        return [
+            place if not n else {"offset": place["offset"] if place else None, "skip": n + (place["skip"] if place else 0)}
+            for place, n in zip(self._places_before, counts, strict=True)
+        ]
+
+    def _merged(self, limit: int) -> Batch | None:
+        """Records of finite sources by (time, order of the sources, offset)."""
+        picked: list[Any] = []
+        self._picked = []
+        while len(picked) < limit:
+            best, best_time = -1, 0.0
+            for i, feed in enumerate(self._feeds):
+                if feed.refill(limit):
+                    at = self._head_time(i, feed.head())
+                    if best < 0 or at < best_time:
+                        best, best_time = i, at
+            if best < 0:
+                break
+            picked.append(self._feeds[best].head())
+            self._picked.append(best)
+            self._heads[best] = best_time
+            self._feeds[best].advance()
+        if not picked and all(f.ended for f in self._feeds):
+            return None
+        return _batch_of(picked)
+
+    def _head_time(self, index: int, record: Any) -> float:
+        """A record without a usable time keeps its place behind the one before it."""
+        if isinstance(record, Refused):
+            return self._heads[index]
+        at = self._reader(type(record))(record)
+        return at if at is not None and refuse_time(at) is None else self._heads[index]
+
+    def _by_arrival(self, limit: int, taken: list[tuple[int, int]]) -> Batch | None:
+        """Whatever each source has now, in order of the sources; what was taken is recorded."""
+        picked: list[Any] = []
+        self._picked = []
+        for i, feed in enumerate(self._feeds):
+            before = len(picked)
+            while len(picked) < limit and feed.refill(limit):
+                picked.append(feed.head())
+                feed.advance()
+            if len(picked) > before:
+                taken.append((i, len(picked) - before))
+                self._picked += [i] * (len(picked) - before)
+        if not picked and all(f.ended for f in self._feeds):
+            return None
+        return _batch_of(picked)
+
+    def verify(self) -> None:
+        """Look again at what was read, before it is committed."""
+        for feed in self._feeds:
+            feed.reader.verify()
+
+    def progress(self) -> tuple[int, int] | None:
+        """How much of all inputs is read, as (done, total); None when nobody knows."""
+        if self.following:
+            return None
+        parts = [f.reader.progress() for f in self._feeds]
+        if any(p is None for p in parts):
+            return None
+        return sum(p[0] for p in parts if p), sum(p[1] for p in parts if p)
+
+    def close(self) -> None:
+        """Let go of all sources."""
+        for feed in self._feeds:
+            feed.reader.close()
+
+
+def _batch_of(records: list[Any]) -> Batch:
+    refused = {i: r for i, r in enumerate(records) if isinstance(r, Refused)}
+    origin = [i for i in range(len(records)) if i not in refused]
+    return Batch([records[i] for i in origin], {}, count=len(records), origin=origin, refused=refused)

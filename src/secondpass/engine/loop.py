@@ -1,0 +1,267 @@
+"""THE LOOP: what the hub does, over and over.
+
+    take        the records after the last committed position
+    run         each started task over the epoch, in chain order
+    commit      positions, deltas, outputs, dead letters, commands: one transaction
+    deliver     the outputs to the sinks, each with its number
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+
+from secondpass.engine.chain import Chain, Cut
+from secondpass.engine.epoch import Epoch, Outcome
+from secondpass.engine.intake import Intake
+from secondpass.engine.outbox import Outbox, decode_event, encode_event
+from secondpass.engine.pacer import Pacer
+from secondpass.engine.summary import Summary, merge_tally
+from secondpass.errors import TaskError
+from secondpass.event import owned, untyped
+from secondpass.failpoints import failpoint
+from secondpass.record import DeadLetter, Retry
+from secondpass.reference import Tally, stop_error
+from secondpass.store.database import Store
+from secondpass.store.format import Progress, StoredLetter
+from secondpass.store.spool import Command, Spool
+
+_IDLE_MIN_S, _IDLE_MAX_S, _AWAKE_S = 0.001, 0.05, 2.0
+_RAW_MAX = 64 * 1024
+
+
+class Hub:
+    """One running app: intake, chain, store and outbox, and the loop through them."""
+
+    def __init__(self, intake: Intake, chain: Chain, store: Store, outbox: Outbox, summary: Summary) -> None:
+        self.intake = intake
+        self.chain = chain
+        self.store = store
+        self.outbox = outbox
+        self.summary = summary
+        self.pacer = Pacer()
+        self.spool = Spool(store.directory) if store.directory is not None else None
+        self.stopping = False
+        self.limit: int | None = None
+        self.on_epoch: Callable[[Hub], None] = lambda _: None
+        self._commands: list[tuple[str, Command]] = []
+        self._active_at = time.monotonic()
+        self._decode_raw: Callable[[bytes], Any] | None = None
+        self._tallies = {
+            name: msgspec.convert(tally, Tally) for name, tally in store.progress.tallies.items()
+        }
+
+    def run(self) -> None:
+        """Run until the input ends or somebody asks to stop."""
+        while not self.stopping:
+            began = time.perf_counter()
+            epoch = self.take()  # 1. take
+            if epoch is None:
+                break
+            if not epoch.count:
+                self.wait()
+                continue
+            outcome = self.run_epoch(epoch)  # 2. run
+            rows = self.commit(epoch, outcome)  # 3. commit
+            self.outbox.deliver(rows, outcome.streams)  # 4. deliver
+            self.pacer.ran(epoch.count, time.perf_counter() - began)
+            self.on_epoch(self)
+        self.finish()
+
+    # ---- 1. take
+
+    def take(self) -> Epoch | None:
+        """The next records, waiting for none; commands first, each an epoch of its own."""
+        failpoint("take.before")
+        progress = self.store.progress
+        number = self.store.epoch + 1
+        if self.spool is not None and not self._commands:
+            self._commands = [c for c in self.spool.waiting() if c[0] not in progress.commands]
+        if self._commands:
+            return self._command_epoch(number, progress)
+        limit = self.pacer.limit()
+        if self.limit is not None:
+            limit = min(limit, self.limit - self.summary.events_in)
+            if limit <= 0:
+                self.summary.ended = "limit"
+                return None
+        epoch = self.intake.take(number, progress.position, progress.now, limit)
+        failpoint("take.after")
+        return epoch
+
+    def _command_epoch(self, number: int, progress: Progress) -> Epoch:
+        name, command = self._commands[0]
+        found = self.store.letter(command.letter)
+        events: list[Any] = []
+        retry: Retry | None = None
+        if command.kind == "retry" and found is not None and found[0] == "open":
+            letter = found[1]
+            task = letter.task if letter.task in [s.name for s in self.chain.stages] else ""
+            retry = Retry(command.letter, task, self._event_of(letter, command))
+            events = [retry.event]
+        return Epoch(
+            number=number,
+            first=progress.position,
+            count=1,
+            events=events,
+            origin=range(len(events)),
+            times=[progress.now] * len(events),
+            refused={},
+            now=progress.now,
+            offsets=progress.sources,
+            kinds=set(map(type, events)),
+            retry=retry or Retry(command.letter, "", None),
+        )
+
+    def _event_of(self, letter: StoredLetter, command: Command) -> Any:
+        """The event to send again: as it was, or mended with new fields."""
+        event = decode_event(letter.event)
+        if command.event is None:
+            if event is None and self._decode_raw is not None:
+                return self._decode_raw(letter.raw)
+            return event
+        if event is None or isinstance(event, dict):
+            if self._decode_raw is not None and event is None:
+                return self._decode_raw(msgspec.json.encode(command.event))
+            return untyped(command.event)
+        return owned(msgspec.convert({**msgspec.to_builtins(event), **command.event}, type(event)))
+
+    def wait(self) -> None:
+        """Nothing there: look again soon after activity, seldom after a silence."""
+        self.outbox.sync()
+        idle_s = time.monotonic() - self._active_at
+        time.sleep(_IDLE_MIN_S if idle_s < _AWAKE_S else _IDLE_MAX_S)
+        self.on_epoch(self)
+
+    # ---- 2. run
+
+    def run_epoch(self, epoch: Epoch) -> Outcome:
+        """Run the chain; where a task must stop the app, commit what precedes and raise."""
+        self._active_at = time.monotonic()
+        if epoch.retry is not None and not epoch.events:
+            return Outcome()  # a dead letter was dropped, or its retry came too late
+        collecting = gc.isenabled()
+        # Events hold no cycles and die with the epoch: looking for garbage among them costs a tenth.
+        gc.disable()
+        try:
+            return self.chain.run(epoch, careful=self.pacer.careful or epoch.retry is not None)
+        except Cut as cut:
+            self.chain.discard()
+            raise self._stop(epoch, cut) from cut.error
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _stop(self, epoch: Epoch, cut: Cut) -> TaskError:
+        """Commit what precedes the event that stops the app; gives the error to raise."""
+        if epoch.retry is not None and self.spool is not None:
+            # The letter stays open; its retry must not stop every later start.
+            self.spool.remove(self._commands.pop(0)[0])
+        if cut.index > 0:
+            part = epoch.cut(cut.index, self.intake.places_at(cut.index))
+            try:
+                outcome = self.chain.run(part, careful=True)
+            except Cut as earlier:
+                # A later task stops the app at an earlier event.
+                self.chain.discard()
+                return self._stop(epoch, earlier)
+            self.outbox.deliver(self.commit(part, outcome), outcome.streams)
+            self.finish()
+        return stop_error(cut.task, epoch.first + cut.index, cut.event, cut.error)
+
+    # ---- 3. commit
+
+    def commit(self, epoch: Epoch, outcome: Outcome) -> list[Any]:
+        """Make the epoch durable; gives the outputs to deliver."""
+        self.intake.verify()
+        rows = self.outbox.rows(self.store, outcome.streams, epoch.first)
+        before = self.store.progress
+        for name, tally in outcome.tallies.items():
+            merge_tally(self._tallies.setdefault(name, Tally()), tally)
+            merge_tally(self.summary.tasks.setdefault(name, Tally()), tally)
+        is_drop = epoch.retry is not None and not epoch.events
+        progress = msgspec.structs.replace(
+            before,
+            position=before.position + (0 if is_drop else epoch.count),
+            now=epoch.now_after,
+            sources=epoch.offsets,
+            tallies={name: asdict(tally) for name, tally in self._tallies.items()},
+            numbers=dict(before.numbers),
+            totals=dict(before.totals),
+            kept_from=dict(before.kept_from),
+            sums=dict(before.sums),
+            sinks=self.outbox.sync(),
+        )
+        history: list[tuple[str, Any]] = []
+        status: dict[int, str] = {}
+        if epoch.retry is not None:
+            name, command = self._commands.pop(0)
+            progress.commands = [*before.commands, name][-64:]
+            status[command.letter] = "sent" if epoch.events else "dropped"
+            if not epoch.events and command.kind == "retry":
+                status = {}  # there is no such open letter any more
+            history.append((command.kind, {"letter": command.letter, "command": name, "reason": command.reason}))
+        if epoch.intake_time is not None:
+            history.append(("intake", {"count": epoch.count, "time": epoch.intake_time}))
+        if epoch.taken:
+            history.append(("taken", epoch.taken))
+        deltas: dict[Any, Any] = dict(outcome.deltas)
+        for task, values in outcome.values.items():
+            deltas.update({(task, name): _ValueDelta({None: rest}) for name, rest in values.items()})
+        letters = [stored_letter(letter) for letter in outcome.letters]
+        self.store.commit(progress, deltas, rows, letters, history, status)
+        self.chain.apply(outcome)
+        for name in progress.commands if epoch.retry is not None and self.spool is not None else ():
+            self.spool.remove(name)  # type: ignore[union-attr]
+        self._count(epoch, outcome)
+        return rows
+
+    def _count(self, epoch: Epoch, outcome: Outcome) -> None:
+        summary = self.summary
+        summary.epochs += 1
+        summary.events_in += epoch.count if epoch.retry is None else 0
+        summary.position = self.store.progress.position
+        summary.dead_letters += len(outcome.letters)
+        summary.outputs_total = dict(self.store.progress.numbers)
+        for stream, (events, _) in outcome.streams.items():
+            summary.outputs[stream] = summary.outputs.get(stream, 0) + len(events)
+        for stage in self.chain.stages:
+            summary.busy_s[stage.name] = stage.busy_s
+        for record in outcome.logged:
+            logging.getLogger(record.name).handle(record)
+
+    def finish(self) -> None:
+        """Make the sinks durable and record it."""
+        states = self.outbox.sync(now=True)
+        if states != self.store.progress.sinks:
+            self.store.commit(msgspec.structs.replace(self.store.progress, sinks=states), {}, [], [])
+
+
+class _ValueDelta:
+    """A changed value, in the shape of a table's delta."""
+
+    __slots__ = ("changed", "gone")
+
+    def __init__(self, changed: dict[Any, Any]) -> None:
+        self.changed = changed
+        self.gone: set[Any] = set()
+
+
+def stored_letter(letter: DeadLetter) -> StoredLetter:
+    """A dead letter in the form that the store keeps."""
+    return StoredLetter(
+        letter.position,
+        letter.task,
+        letter.error,
+        letter.traceback,
+        encode_event(letter.event),
+        letter.raw[:_RAW_MAX],
+        letter.offset,
+        letter.source,
+    )

@@ -1,0 +1,172 @@
+"""Running an app: from its definition to a loop, and to a summary."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from secondpass.app import App
+from secondpass.connectors.memory import as_sink, as_source
+from secondpass.engine.chain import Chain
+from secondpass.engine.compare import Comparison, codecs_of, load_cells
+from secondpass.engine.intake import Intake
+from secondpass.engine.loop import Hub
+from secondpass.engine.outbox import Outbox
+from secondpass.engine.stage import Stage
+from secondpass.engine.summary import Summary
+from secondpass.errors import SecondpassError, SetupFailed
+from secondpass.record import error_text
+from secondpass.store.database import Store
+from secondpass.store.lock import StoreLock
+from secondpass.task import Task
+
+# What a store directory holds that `--fresh` throws away; everything else in it stays.
+_STORE_FILES = ("store.db", "store.db-wal", "store.db-shm", "commands")
+
+
+def run_app(
+    app: App,
+    *,
+    store: Path | None,
+    follow: bool = False,
+    fresh: bool = False,
+    limit: int | None = None,
+    rename: dict[str, str] | None = None,
+    drop: tuple[str, ...] = (),
+    take_over: bool = False,
+    accept_input: bool = False,
+    accept_output: bool = False,
+    on_start: Callable[[Hub], None] | None = None,
+    on_epoch: Callable[[Hub], None] | None = None,
+) -> Summary:
+    """Run an app until its input ends; `App.run` is the public way in."""
+    summary = Summary(app=app.name, store=None if store is None else str(store))
+    began = time.perf_counter()
+    if store is not None and fresh and store.is_dir():
+        throw_away(app, store, take_over=take_over)
+    opened = Store.in_memory() if store is None else Store.open(store, take_over=take_over)
+    outbox = Outbox({stream: as_sink(sink) for stream, sink in app.sinks.items()})
+    intake: Intake | None = None
+    try:
+        chain = start_chain(app, opened, summary, rename or {}, drop)
+        outbox.recover(opened, accept=accept_output)
+        sources = [as_source(s, i) for i, s in enumerate(app.sources)]
+        intake = Intake(sources, opened.progress.sources, follow=follow, accept=accept_input)
+        hub = Hub(intake, chain, opened, outbox, summary)
+        hub.limit = limit
+        summary.position = opened.progress.position
+        summary.outputs_total = dict(opened.progress.numbers)
+        if on_epoch is not None:
+            hub.on_epoch = on_epoch
+        if on_start is not None:
+            on_start(hub)
+        with _stopping_on_signals(hub):
+            hub.run()
+        if hub.stopping:
+            summary.ended = "stopped"
+    finally:
+        summary.seconds = time.perf_counter() - began
+        if intake is not None:
+            intake.close()
+        outbox.close()
+        opened.close()
+    return summary
+
+
+def start_chain(
+    app: App, store: Store, summary: Summary, rename: dict[str, str], drop: tuple[str, ...]
+) -> Chain:
+    """Compare the chain with the stored one, load its state, and record the start."""
+    comparison = Comparison(store, app.tasks, rename, drop)
+    cells = load_cells(store, comparison, app.tasks)
+    stages: list[Stage] = []
+    for task in app.tasks:
+        shape = type(task)._shape
+        values = {n: cells[task.name, n][None] for n in shape.values if cells[task.name, n]}
+        stages.append(_stage(task, {n: cells[task.name, n] for n in shape.tables}, values))
+    note = {"at": time.time(), "pid": os.getpid(), "changes": comparison.changes}
+    names = list(codecs_of(app.tasks))
+    app_file = None if app.file is None else str(app.file)
+    store.start(comparison.new, names, comparison.moves, note, {"name": app.name, "file": app_file})
+    summary.changes = comparison.changes
+    return Chain(stages, app.streams)
+
+
+def _stage(task: Task[Any], tables: dict[str, dict[Any, Any]], values: dict[str, bytes]) -> Stage:
+    try:
+        return Stage(task, tables, values)
+    except SecondpassError:
+        raise
+    except Exception as error:
+        raise SetupFailed(f"task {task.name}: setup() failed: {error_text(error)}", task=task.name) from error
+
+
+def throw_away(app: App, store: Path, *, take_over: bool = False) -> None:
+    """Delete a store's content and the output files that it wrote."""
+    if (store / "store.db").is_file():
+        for stream, sink in app.sinks.items():
+            discard = getattr(as_sink(sink), "discard", None)
+            if discard is not None:
+                with _reading(store) as old:
+                    state = old.progress.sinks.get(stream) if old is not None else None
+                if state is not None:
+                    discard(state)
+    lock = StoreLock(store)
+    lock.acquire(take_over=take_over)
+    try:
+        for name in _STORE_FILES:
+            path = store / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+class _reading:  # noqa: N801  # reads as a phrase: `with _reading(store) as old:`
+    """A store to read, or None where it is too damaged to be read."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._store: Store | None = None
+
+    def __enter__(self) -> Store | None:
+        try:
+            self._store = Store.open_to_read(self._directory)
+        except SecondpassError:
+            self._store = None  # what cannot be read is thrown away all the same
+        return self._store
+
+    def __exit__(self, *_: object) -> None:
+        if self._store is not None:
+            self._store.close()
+
+
+class _stopping_on_signals:  # noqa: N801  # reads as a phrase
+    """The first SIGINT or SIGTERM ends the run after the current epoch, the second at once."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._stop)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        self._hub.stopping = True
+        self._hub.summary.signal = number
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,340 @@
+"""One task in a running chain: its committed state, and how it runs over an epoch.
+
+Two ways lead over an epoch, and they give the same:
+
+    fast        plain calls over an overlay; nothing is guarded, an error drops the overlay
+    careful     every call is kept whole or undone whole, every cell is checked (`reference.Step`)
+
+A stage runs fast. At the first error it runs the part before it again, settles that, and goes on
+carefully: running again at every error would be quadratic. The first epoch of a run and one in fifty after
+it are small and careful throughout, so that a broken rule is found early.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from secondpass.codec import pack
+from secondpass.engine.epoch import Epoch, Where, path_of
+from secondpass.engine.overlay import Delta, Layered, Overlay, Suspect, overlay_for
+from secondpass.errors import TaskFault
+from secondpass.record import DeadLetter, error_text, trace_text
+from secondpass.reference import CAUGHT, Step, Tally
+from secondpass.state import CallValues, Moment, Output
+from secondpass.task import Task, accepts, attach, batch_results, call_of, expand
+
+
+class Cut(Exception):
+    """The epoch must end before one of its records, and the app with it."""
+
+    def __init__(self, index: int, task: Task[Any], event: Any, error: BaseException) -> None:
+        super().__init__(index)
+        self.index = index
+        self.task = task
+        self.event = event
+        self.error = error
+
+
+class Clock:
+    """The stream's time for tables with a time to live, set before each event that needs it."""
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = float("-inf")
+
+
+class FastMoment:
+    """The place in the stream during a fast run, found only when a task asks.
+
+    The index of the running event is what the loop's iterator has left, so a task that never asks pays
+    nothing.
+    """
+
+    __slots__ = ("_epoch", "_events", "_total", "_where", "counts", "emitted", "logged")
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.emitted: list[tuple[str, Any, int]] = []
+        self.logged: list[Any] = []
+
+    def begin(self, epoch: Epoch, events: Any, total: int, where: Any) -> None:
+        self._epoch, self._events, self._total, self._where = epoch, events, total, where
+        self.counts, self.emitted, self.logged = {}, [], []
+
+    def index(self) -> int:
+        return self._total - self._events.__length_hint__() - 1
+
+    @property
+    def _path(self) -> tuple[int, ...]:
+        return path_of(self._where[self.index()])
+
+    @property
+    def now(self) -> float:
+        return self._epoch.nows()[self._path[0]]
+
+    @property
+    def position(self) -> int:
+        return self._epoch.first + self._path[0]
+
+    @property
+    def path(self) -> tuple[int, ...]:
+        return self._path[1:]
+
+    def emit(self, output: str, event: Any) -> None:
+        self.emitted.append((output, event, self.index()))
+
+    def count(self, name: str, n: int) -> None:
+        self.counts[name] = self.counts.get(name, 0) + n
+
+    def log(self, record: Any) -> None:
+        self.logged.append(record)
+
+
+class Passed:
+    """What a stage put out over an epoch."""
+
+    __slots__ = ("emitted", "events", "kinds", "letters", "logged", "tally", "where")
+
+    def __init__(self, kinds: set[type]) -> None:
+        self.events: list[Any] = []
+        self.where: list[Where] = []
+        self.kinds = kinds
+        self.emitted: list[tuple[str, Any, Where]] = []
+        self.letters: list[tuple[Where, DeadLetter]] = []
+        self.logged: list[Any] = []
+        self.tally = Tally()
+
+    def extend(self, results: list[Any], branched: bool, where: Where) -> None:
+        """Add what one call returned."""
+        self.events += results
+        if branched:
+            path = path_of(where)
+            self.where += [(*path, k) for k in range(len(results))]
+        elif results:
+            self.where.append(where)
+        self.kinds.update(map(type, results))
+
+
+class Stage:
+    """A task with its committed cells."""
+
+    def __init__(self, task: Task[Any], tables: dict[str, dict[Any, Any]], values: dict[str, bytes]) -> None:
+        shape = type(task)._shape
+        self.name = task.name
+        self.types = accepts(task)
+        self.on_error = task._options.on_error
+        self.specs = shape.tables
+        self.tables = {n: tables.setdefault(n, {}) for n in shape.tables}
+        self.values = values
+        self.ttl_s = {n: s.ttl_of(task) for n, s in shape.tables.items()}
+        self.ticking = any(t is not None for t in self.ttl_s.values())
+        # Binding runs setup(), once; both ways of running share the bound task.
+        self._careful = Step(task, {}, {})
+        self.task = self._careful.task
+        self._call = call_of(self.task)
+        self._batch = hasattr(type(task), "handle_batch")
+        self._clock = Clock()
+        self._moment = FastMoment()
+        self._overlays: dict[str, Overlay] = {
+            n: overlay_for(s, self.tables[n], self._clock, self.ttl_s[n]) for n, s in shape.tables.items()
+        }
+        self._live = CallValues(shape.values, dict(values))
+        self._outputs = {n: Output[Any](s, self._moment.emit) for n, s in shape.outputs.items()}
+        self._swept = {n: 2 * len(cells) + 1024 for n, cells in self.tables.items() if self.ttl_s[n] is not None}
+        self._deltas: dict[str, Delta] = {}
+        self._values_after = values
+        self._settled = False
+        self.busy_s = 0.0
+
+    # ---- running
+
+    def run(self, epoch: Epoch, events: list[Any], where: Any, kinds: set[type], careful: bool) -> Passed:
+        """Run the task over an epoch's events; `settle` then gives what it changed.
+
+        Raises `Cut` where the app must stop before a record.
+        """
+        began = time.perf_counter()
+        passed = Passed(set(kinds))
+        self._deltas = {n: Delta({}, set()) for n in self.tables}
+        self._values_after, self._settled = self.values, False
+        if careful:
+            self._run_carefully(epoch, events, where, 0, passed)
+        else:
+            failed_at = self._run_fast(epoch, events, where, passed)
+            if failed_at is None and not self._settle():
+                failed_at = 0  # something is not exact: every call must be looked at
+                passed = Passed(set(kinds))
+            elif failed_at is not None:
+                self._rollback()
+                passed = Passed(set(kinds))
+                again = self._run_fast(epoch, events[:failed_at], where[:failed_at], passed)
+                if again is not None or not self._settle():
+                    failed_at, passed = 0, Passed(set(kinds))
+            if failed_at is not None:
+                self._run_carefully(epoch, events, where, failed_at, passed)
+        self.busy_s += time.perf_counter() - began
+        return passed
+
+    def _enter_fast(self) -> None:
+        attach(self.task, _moment=self._moment, _values=self._live, **self._overlays, **self._outputs)
+
+    def _run_fast(self, epoch: Epoch, events: list[Any], where: Any, passed: Passed) -> int | None:
+        """Plain calls; gives the index of the first event whose call fails, None when all went well."""
+        self._enter_fast()
+        handle, types, clock, moment = self._call, self.types, self._clock, self._moment
+        mixed = bool(types) and not all(issubclass(kind, types) for kind in passed.kinds)
+        remaining = iter(events)
+        moment.begin(epoch, remaining, len(events), where)
+        ticks: Any = where
+        if self.ticking:
+            nows = epoch.nows()
+            plain = isinstance(where, range) and len(where) == len(nows)
+            ticks = nows if plain else [nows[w if type(w) is int else path_of(w)[0]] for w in where]
+        out, kept, skipped, branches = passed.events.append, passed.where.append, 0, 0
+        try:
+            if self._batch:
+                results = self._run_batch(events, types, mixed)
+                handle = iter(results).__next__
+                handle = _ignoring_argument(handle)
+            # The innermost loop of all.
+            for clock.now, w, event in zip(ticks, where, remaining, strict=True):
+                if mixed and not isinstance(event, types):
+                    skipped += 1
+                    out(event)
+                    kept(w)
+                    continue
+                result = handle(event)
+                if result is event:
+                    out(result)
+                    kept(w)
+                elif result is not None:
+                    results, branched = expand(result, event, self.name)
+                    passed.extend(results, branched, w)
+                    branches += len(results) - 1 if results else 0
+        except CAUGHT:
+            return moment.index() if not self._batch else 0
+        passed.emitted = [(name, event, where[i]) for name, event, i in moment.emitted]
+        passed.logged = moment.logged
+        tally = passed.tally
+        tally.events = len(events) - skipped
+        tally.passed = len(passed.events) - skipped
+        tally.dropped = tally.events - (tally.passed - branches)
+        tally.counts = moment.counts
+        return None
+
+    def _run_batch(self, events: list[Any], types: tuple[type, ...], mixed: bool) -> list[Any]:
+        return batch_results(self.task, [e for e in events if isinstance(e, types)] if mixed else events)
+
+    def _run_carefully(self, epoch: Epoch, events: list[Any], where: Any, start: int, passed: Passed) -> None:
+        """Call by call from `start` on, over the deltas settled so far."""
+        step, nows, tally = self._enter_careful(), epoch.nows(), passed.tally
+        for i in range(start, len(events)):
+            event, w = events[i], where[i]
+            if self.types and not isinstance(event, self.types):
+                passed.events.append(event)
+                passed.where.append(w)
+                continue
+            path = path_of(w)
+            tally.events += 1
+            try:
+                results, branched = step.call(event, epoch.first + path[0], nows[path[0]], path[1:])
+            except CAUGHT as error:
+                self._failed(epoch, event, w, error, passed)
+                continue
+            tally.error_streak = 0
+            tally.add(step.moment.counts)
+            tally.passed += len(results)
+            tally.dropped += not results
+            passed.extend(results, branched, w)
+            passed.emitted += [(name, emitted, w) for name, emitted in step.moment.emitted]
+            passed.logged += step.moment.logged
+        self._values_after = dict(step.values.rests)
+
+    def _failed(self, epoch: Epoch, event: Any, where: Where, error: BaseException, passed: Passed) -> None:
+        index = path_of(where)[0]
+        if isinstance(error, TaskFault) or self.on_error == "stop":
+            raise Cut(index, self.task, event, error) from error
+        passed.tally.errors += 1
+        passed.tally.error_streak += 1
+        if self.on_error == "pass":
+            passed.events.append(event)
+            passed.where.append(where)
+            return
+        letter = DeadLetter(epoch.first + index, self.name, error_text(error), trace_text(error), event)
+        passed.letters.append((where, letter))
+
+    def _enter_careful(self) -> Step:
+        step = self._careful
+        for name, table in step.tables.items():
+            table._cells = Layered(self.tables[name], self._deltas[name])
+        step.values.clear()
+        step.values.rests = dict(self._values_after if self._settled else self.values)
+        moment: Moment = step.moment
+        outputs = {n: Output[Any](s, moment.emit) for n, s in type(self.task)._shape.outputs.items()}
+        attach(self.task, _moment=moment, _values=step.values, **step.tables, **outputs)
+        return step
+
+    # ---- the end of an epoch
+
+    def _rollback(self) -> None:
+        for overlay in self._overlays.values():
+            overlay.rollback()
+        self._live.clear()
+        self._settled = False
+
+    def _settle(self) -> bool:
+        """Turn overlays into deltas; gives False, with everything rolled back, where one is suspect."""
+        try:
+            deltas = {n: o.settle() for n, o in self._overlays.items()}
+            for delta in deltas.values():
+                pack(list(delta.changed.values()))
+                pack(list(delta.changed))
+            self._live.finish()
+        except (Suspect, TaskFault, TypeError, ValueError, OverflowError):
+            self._rollback()
+            return False
+        self._deltas = deltas
+        self._values_after = dict(self._live.rests)
+        self._settled = True
+        return True
+
+    def changes(self, now: float) -> tuple[dict[str, Delta], dict[str, bytes]]:
+        """What the epoch changed: deltas by table, and resting values by name."""
+        for name, limit in self._swept.items():
+            if len(self.tables[name]) > limit:
+                self._sweep(name, now)
+        changed = {n: v for n, v in self._values_after.items() if self.values.get(n) != v}
+        return {n: d for n, d in self._deltas.items() if d}, changed
+
+    def _sweep(self, name: str, now: float) -> None:
+        """Reclaim expired cells; they have been invisible since they expired."""
+        delta, ttl_s, cells = self._deltas[name], self.ttl_s[name], self.tables[name]
+        assert ttl_s is not None
+        expired = {k for k, entry in cells.items() if now - entry[1] >= ttl_s and k not in delta.changed}
+        delta.gone |= expired
+        self._swept[name] = 2 * (len(cells) - len(expired)) + 1024
+
+    def apply(self) -> None:
+        """Make the committed deltas the base of the next epoch."""
+        for name, delta in self._deltas.items():
+            cells = self.tables[name]
+            cells.update(delta.changed)
+            for key in delta.gone:
+                cells.pop(key, None)
+        self.values.update(self._values_after)
+        self._live.rests = dict(self.values)
+        self._rollback()
+
+    def discard(self) -> None:
+        """Forget an epoch that is not committed."""
+        self._live.rests = dict(self.values)
+        self._rollback()
+
+
+def _ignoring_argument(following: Any) -> Any:
+    def handle(_: Any) -> Any:
+        return following()
+
+    return handle

@@ -1,0 +1,65 @@
+"""What a run did, for people and programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from secondpass.reference import Tally
+
+
+@dataclass
+class Summary:
+    """What one run of an app did; `App.run` returns it.
+
+    Counts are of this run, `position` and `outputs_total` of the store's whole life. Seconds are wall time.
+    """
+
+    app: str
+    store: str | None
+    ended: Literal["end of input", "stopped", "limit"] = "end of input"
+    events_in: int = 0
+    position: int = 0
+    epochs: int = 0
+    seconds: float = 0.0
+    outputs: dict[str, int] = field(default_factory=dict[str, int])
+    outputs_total: dict[str, int] = field(default_factory=dict[str, int])
+    dead_letters: int = 0
+    tasks: dict[str, Tally] = field(default_factory=dict[str, Tally])
+    busy_s: dict[str, float] = field(default_factory=dict[str, float])
+    signal: int | None = None
+    """The signal that asked to stop, if one did."""
+    changes: list[str] = field(default_factory=list[str])
+
+    @property
+    def nothing_new(self) -> bool:
+        """Whether the input held nothing beyond what earlier runs had done."""
+        return self.events_in == 0 and self.position > 0
+
+    @property
+    def events_per_second(self) -> float:
+        return self.events_in / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def silent_tasks(self) -> list[str]:
+        """Tasks that dropped everything: perhaps their handle forgets to return the event."""
+        return [n for n, t in self.tasks.items() if t.events > 0 and t.passed == 0 and t.errors < t.events]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for `--json`."""
+        found = asdict(self)
+        found["events_per_second"] = round(self.events_per_second, 1)
+        found["nothing_new"] = self.nothing_new
+        return found
+
+
+def merge_tally(total: Tally, part: Tally) -> None:
+    """Add one epoch's tally to a longer one; a streak goes on only through epochs of nothing but errors."""
+    if part.events:
+        all_failed = part.errors == part.events
+        total.error_streak = total.error_streak + part.errors if all_failed else part.error_streak
+    total.events += part.events
+    total.passed += part.passed
+    total.dropped += part.dropped
+    total.errors += part.errors
+    total.add(part.counts)

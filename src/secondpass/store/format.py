@@ -1,0 +1,163 @@
+"""What the store's bytes look like. Every row carries a checksum; every format is versioned by `FORMAT`.
+
+    meta            name -> body              "store": format, app; "chain": the tasks and their tables
+    progress        one row                   everything that changes with each epoch
+    cells           (table, key) -> entry     the state up to the epoch `folded`
+    deltas          epoch -> body             what each epoch since then changed
+    outputs         (stream, first) -> body   numbered outputs, as committed
+    dead_letters    id -> body
+    history         position -> body          starts, chain changes, retries, what live sources took
+
+Keys and entries are msgpack. An entry is a cell at rest: a scalar as itself, an object as its bytes, and
+`[either, written]` in a table with a time to live. A cell's checksum is the crc32 of key and entry; their
+sum over a table is in `progress`, so that a missing, added or changed row is noticed at load. A delta names
+the one before it, so that a missing one is noticed too.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import msgspec
+
+from secondpass.codec import Codec, codec_for, pack
+from secondpass.errors import StoreDamaged
+from secondpass.state import TableSpec
+
+FORMAT = 1
+FILE = "store.db"
+
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, body BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE progress (id INTEGER PRIMARY KEY CHECK (id = 1), fence INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    body BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE cells (tbl INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (tbl, key))
+    WITHOUT ROWID;
+CREATE TABLE deltas (epoch INTEGER PRIMARY KEY, previous INTEGER NOT NULL, body BLOB NOT NULL,
+    crc INTEGER NOT NULL);
+CREATE TABLE outputs (stream TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL, format TEXT NOT NULL,
+    total INTEGER NOT NULL, positions BLOB NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (stream, first)) WITHOUT ROWID;
+CREATE TABLE dead_letters (id INTEGER PRIMARY KEY, status TEXT NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE history (id INTEGER PRIMARY KEY, position INTEGER NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL,
+    crc INTEGER NOT NULL);
+"""
+
+
+class Progress(msgspec.Struct):
+    """Where the app stands after an epoch; rewritten with each commit."""
+
+    position: int = 0
+    """The position of the next record."""
+    now: float = float("-inf")
+    sources: list[Any] = []
+    tallies: dict[str, Any] = {}
+    numbers: dict[str, int] = {}
+    """By stream: the number of the next output."""
+    totals: dict[str, int] = {}
+    """By stream: bytes of all outputs ever committed."""
+    kept_from: dict[str, int] = {}
+    """By stream: the number of the oldest output that is still kept."""
+    sinks: dict[str, Any] = {}
+    letters: int = 0
+    """The id of the next dead letter."""
+    folded: int = 0
+    last_delta: int = 0
+    sums: dict[int, int] = {}
+    commands: list[str] = []
+    """Commands from the spool that are done, until their files are removed."""
+
+
+class StoredLetter(msgspec.Struct, frozen=True):
+    """A dead letter as stored."""
+
+    position: int
+    task: str
+    error: str
+    traceback: str
+    event: bytes
+    """The event as msgpack `[type name or nil, fields]`; empty when there is none."""
+    raw: bytes
+    offset: int
+    source: str
+
+
+encode_progress = msgspec.msgpack.Encoder().encode
+decode_progress = msgspec.msgpack.Decoder(Progress).decode
+decode_letter = msgspec.msgpack.Decoder(StoredLetter).decode
+
+
+def crc(*parts: bytes) -> int:
+    """One checksum over several byte strings and their lengths."""
+    found = 0
+    for part in parts:
+        found = zlib.crc32(part, zlib.crc32(len(part).to_bytes(8, "big"), found))
+    return found
+
+
+def check(where: str, stored: int, *parts: bytes) -> None:
+    """Raise `StoreDamaged` unless the checksum fits; this check survives `python -O`."""
+    if crc(*parts) != stored:
+        raise damaged(f"{where} does not match its checksum")
+
+
+def damaged(what: str) -> StoreDamaged:
+    return StoreDamaged(
+        f"the store is damaged: {what}. Nothing was changed. Restore the directory from a backup, or start over "
+        f"from the inputs with --fresh"
+    )
+
+
+def sum_of_cells(rows: list[tuple[bytes, bytes]]) -> int:
+    """The additive checksum of cells, whatever their order."""
+    return sum(map(zlib.crc32, map(b"".join, rows)))
+
+
+class CellCodec:
+    """How the cells of one table are stored: keys and entries, one by one and many at once."""
+
+    def __init__(self, key: Codec, value: Codec, ttl: bool) -> None:
+        resting: Any = value.type if value.scalar else bytes
+        entry: Any = tuple[resting, float] if ttl else resting
+        self.keys = key.decoder_of_list().decode
+        self.entries = codec_for(entry).decoder_of_list().decode
+        self.entry = codec_for(entry).decode
+        self.key = key.decode
+
+    @classmethod
+    def of(cls, spec: TableSpec) -> CellCodec:
+        return cls(spec.key, spec.value, spec.ttl_s is not None)
+
+    @classmethod
+    def of_value(cls) -> CellCodec:
+        """A `value(...)` is stored as a table with the one key None."""
+        return cls(codec_for(type(None)), codec_for(list[bytes]), ttl=False)
+
+    def decode_rows(self, rows: list[tuple[bytes, bytes]]) -> dict[Any, Any]:
+        """Many cells at once: their bytes joined are the bytes of a list."""
+        if not rows:
+            return {}
+        keys, entries = zip(*rows, strict=True)
+        return dict(zip(self.keys(_as_list(keys)), self.entries(_as_list(entries)), strict=True))
+
+
+def _as_list(parts: tuple[bytes, ...]) -> bytes:
+    return b"\xdd" + len(parts).to_bytes(4, "big") + b"".join(parts)
+
+
+class TableDelta(msgspec.Struct, array_like=True):
+    """What an epoch changed in one table."""
+
+    table: int
+    keys: bytes
+    entries: bytes
+    gone: bytes
+
+
+encode_delta = msgspec.msgpack.Encoder().encode
+decode_delta = msgspec.msgpack.Decoder(list[TableDelta]).decode
+
+
+def table_delta(table: int, changed: dict[Any, Any], gone: Any) -> TableDelta:
+    return TableDelta(table, pack(list(changed)), pack(list(changed.values())), pack(list(gone)))

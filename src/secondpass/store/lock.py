@@ -1,0 +1,143 @@
+"""One process at a time writes a store: a file lock that names its holder.
+
+The lock is the kernel's (`flock`), so a dead holder's is free at once. The file beside it says who holds
+it, for messages and for `take_over`, which ends a holder that no longer answers (stopped, hung) and waits
+for its lock: two processes never write, whatever the first one does when it wakes up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from secondpass.errors import StoreError, StoreLocked
+
+FILE = "hub.lock"
+_GRACE_S = 5.0  # for a running holder to end its epoch after SIGTERM
+_PATIENCE_S = 30.0  # for the kernel to take the lock from a killed one
+
+
+class StoreLock:
+    """The lock of one store directory, held from `acquire` to `release` or death."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / FILE
+        self._fd = -1
+
+    def acquire(self, *, take_over: bool = False) -> None:
+        """Take the lock; raises `StoreLocked`, naming the holder, when another process has it."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not _try_lock(fd):
+                holder = _read_holder(fd)
+                if not take_over:
+                    raise StoreLocked(
+                        f"the store {self.path.parent} is in use by {_describe(holder)}; end that run first, or "
+                        f"end it from here with --take-over if it no longer answers",
+                        holder=holder,
+                    )
+                _end(fd, holder, self.path.parent)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, msgspec.json.encode(_me()), 0)
+            os.fsync(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def release(self) -> None:
+        """Let the store go."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def holder_of(directory: Path) -> dict[str, Any] | None:
+    """Who holds the lock of a store now; None when nobody does."""
+    try:
+        fd = os.open(directory / FILE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return None if _try_lock(fd) else _read_holder(fd)
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _me() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "started": _started(os.getpid()),
+        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _read_holder(fd: int) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(os.pread(fd, 4096, 0), type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return {}  # the holder has the lock and has not written its name yet
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "a process that is just starting"
+    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""  # not Linux: the start time alone tells a reused process number
+
+
+def _started(pid: int) -> float | None:
+    """When a process started, to tell it from a later one with its number; None when it is gone."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _end(fd: int, holder: dict[str, Any], directory: Path) -> None:
+    """End the holder, gently first, and wait for its lock."""
+    pid = holder.get("pid")
+    if holder.get("host") != socket.gethostname() or holder.get("boot") != _boot_id() or not isinstance(pid, int):
+        raise StoreError(
+            f"the store {directory} is held by {_describe(holder)}, which is not on this machine; end it there"
+        )
+    for signal_number, wait_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _PATIENCE_S)):
+        if _started(pid) == holder.get("started"):
+            os.kill(pid, signal_number)
+        if _wait_for_lock(fd, wait_s):
+            return
+    raise StoreError(f"{_describe(holder)} was killed and still holds {directory / FILE}; is it stuck in the kernel?")
+
+
+def _wait_for_lock(fd: int, wait_s: float) -> bool:
+    deadline = time.monotonic() + wait_s
+    while not _try_lock(fd):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)  # flock has no wait with a limit
+    return True

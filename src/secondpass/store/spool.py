@@ -1,0 +1,81 @@
+"""Commands for an app, as files beside its store: how a second process asks for something.
+
+Only the hub writes the database. Whoever wants a dead letter sent again puts a file into `commands/`; the
+hub takes it between two epochs, now or at its next start, and removes it once it is committed. The file's
+name is the command's identity, so a crash between commit and removal does nothing twice.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from secondpass.errors import StoreError
+
+DIRECTORY = "commands"
+
+
+class Command(msgspec.Struct, frozen=True):
+    """What is asked for."""
+
+    kind: Literal["retry", "drop"]
+    letter: int
+    event: Any = None
+    """The mended event as plain data; None to send it as it was."""
+    at: float = 0.0
+    reason: str = ""
+
+
+class Spool:
+    """The commands waiting beside one store."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / DIRECTORY
+        self._seen_at = -1
+
+    def put(self, command: Command) -> str:
+        """Leave a command, durable when this returns; gives its name."""
+        try:
+            self._path.mkdir(exist_ok=True)
+            name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+            partial = self._path / f".{name}"
+            with partial.open("wb") as file:
+                file.write(msgspec.json.encode(command))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(self._path / name)
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StoreError(f"cannot leave a command in {self._path}: {error.strerror or error}") from error
+        return name
+
+    def waiting(self) -> list[tuple[str, Command]]:
+        """The commands that wait, oldest first; cheap while nothing changes."""
+        try:
+            changed_at = self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return []
+        if changed_at == self._seen_at:
+            return []
+        # Looked at before listing: what arrives in between is found the next time.
+        self._seen_at = changed_at
+        found: list[tuple[str, Command]] = []
+        for path in sorted(self._path.glob("[0-9]*.json")):
+            try:
+                found.append((path.name, msgspec.json.decode(path.read_bytes(), type=Command)))
+            except (msgspec.MsgspecError, OSError) as error:
+                raise StoreError(f"{path} is no command ({error}); remove it and run again") from error
+        return found
+
+    def remove(self, name: str) -> None:
+        """The command is committed."""
+        (self._path / name).unlink(missing_ok=True)
