@@ -75,13 +75,17 @@ class Source(Protocol):
     name: str
     """What identifies the source in messages and in the store (a path, `memory`)."""
     type: Any
-    """The declared event type, a union of them, or None for untyped events."""
+    """The declared event type, a union of them, None for untyped events, or `Any` when nobody knows."""
     following: bool
     """Whether this source itself asks to be followed (`JsonLines(path, follow=True)`)."""
 
-    def open(self, offset: dict[str, Any] | None, *, follow: bool = False) -> Reader:
+    def open(self, offset: dict[str, Any] | None, *, follow: bool = False, accept: bool = False) -> Reader:
         """A reader that starts after what `offset` covers; raises `InputError` when that is not the input
-        that was read before (renamed, truncated, replaced), saying what to do."""
+        that was read before (renamed, truncated, replaced), saying what to do.
+
+        With `accept` the input may have moved (another path, a copy), as long as what was read is the
+        same; content that differs is never accepted.
+        """
         ...
 
 
@@ -98,7 +102,10 @@ class Sink(Protocol):
     """Where a stream of outputs goes.
 
     Life: `open(state)`, then every delivery that the store holds after `state`, `recovered()`, then
-    deliveries as they are committed, now and then `sync()`, at last `close()`.
+    deliveries as they are committed, now and then `sync()`, at last `close()`. A delivery that is
+    repeated is cut as it was before (a compressed output is the same bytes only then).
+
+    An object that is a source and a sink gives its sink with `sink()`; `memory.as_sink` knows.
     """
 
     format: Literal["json", "events"]
@@ -106,8 +113,12 @@ class Sink(Protocol):
     at_least_once: bool
     """Whether a crash may deliver an output twice (pipes, callables)."""
 
-    def open(self, state: dict[str, Any] | None) -> None:
-        """Prepare to deliver after what `state` (of the last commit; None at first) covers."""
+    def open(self, state: dict[str, Any] | None, *, accept: bool = False) -> None:
+        """Prepare to deliver after what `state` (of the last commit; None at first) covers.
+
+        With `accept` a target that is not what this sink left is taken as it is, and the next output
+        is put after it.
+        """
         ...
 
     def deliver(self, delivery: Delivery, events: list[Any] | None) -> None:

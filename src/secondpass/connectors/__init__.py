@@ -1,0 +1,9 @@
+"""Connectors join an app to the world: what a source or a sink is says `contract.py`.
+
+Files of lines:   JsonLines
+In memory:        any iterable is a source, any callable a sink (`memory.py`)
+"""
+
+from secondpass.connectors.jsonlines import JsonLines as JsonLines
+
+__all__ = ["JsonLines"]
