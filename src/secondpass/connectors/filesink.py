@@ -46,7 +46,7 @@ ADVICE: dict[int, str] = {
 ACCEPT = "to take the file as it is now and append from the next undelivered output on: `secondpass run APP --accept-output`"
 
 
-class SinkState(msgspec.Struct, omit_defaults=True):
+class SinkState(msgspec.Struct):
     """What a file sink left, as the store keeps it."""
 
     path: str = ""

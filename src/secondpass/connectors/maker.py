@@ -74,7 +74,7 @@ class Maker:
     def look(self, event: Any, fields: Iterable[str]) -> None:
         """Compare the fields of a record with those that its type declares."""
         if self._unknown is not None:
-            self._unknown.look(type(event), fields)
+            self._unknown.look(event.__class__, fields)
 
     def all(self, found: list[Any], data: bytes, *, flat: bool) -> list[Any] | None:
         """Events from all that was decoded from `data`; None when they have to be made one by one.
@@ -109,16 +109,14 @@ class Maker:
         return found if self._per_second == 1.0 else self._in_seconds(found)
 
     def _untyped(self, found: Any) -> UntypedEvent:
-        if type(found) is not dict:
-            raise Unfit(
-                f"an event is a JSON object, this is {_JSON_NAMES.get(type(found), 'something else')}"
-            )
+        if not isinstance(found, dict):
+            raise Unfit(f"an event is a JSON object, this is {_JSON_NAMES[found.__class__]}")
         fields = typing.cast("dict[str, Any]", found)
         _refuse_deep(fields)
         if self._per_second != 1.0:
             time = fields.get("time")
-            if type(time) in (int, float):
-                fields = {**fields, "time": time / self._per_second}  # pyright: ignore[reportOptionalOperand]
+            if isinstance(time, (int, float)) and not isinstance(time, bool):
+                fields = {**fields, "time": time / self._per_second}
         return untyped(fields)
 
     def _in_seconds(self, event: Any) -> Any:
@@ -165,8 +163,11 @@ _RANK = ("never", "digits", "always")
 
 
 def _integers_in(tp: Any, seen: frozenset[Any] = frozenset()) -> str:
-    """Whether values of a type can hold an integer beyond 64 bits: never, only where the line has a long
-    run of digits, or (a key of a mapping is a string, whose digits may be spelled as escapes) always."""
+    """Whether values of a type can hold an integer beyond 64 bits.
+
+    "never"; "digits": only where the line has a long run of digits; "always": the keys of a mapping are
+    strings, whose digits may be spelled as escapes.
+    """
     if tp in seen:
         return "never"
     if codec.is_struct(tp):
@@ -187,9 +188,9 @@ def _integers_in(tp: Any, seen: frozenset[Any] = frozenset()) -> str:
 def _refuse_deep(value: Any, depth: int = 0) -> None:
     if depth > NESTED_MAX:
         raise Unfit(f"nested too deeply: more than {NESTED_MAX} levels")
-    inner: Iterable[Any] = value.values() if isinstance(value, dict) else value
+    inner: Iterable[Any] = typing.cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
     for part in inner:
-        if type(part) in (dict, list):
+        if isinstance(part, (dict, list)):
             _refuse_deep(part, depth + 1)
 
 

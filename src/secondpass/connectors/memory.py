@@ -37,8 +37,9 @@ def as_source(obj: Any, index: int = 0) -> Source:
     Raises `DefinitionError` for what is neither, saying what to give.
     """
     if isinstance(obj, (str, bytes, os.PathLike)):
+        path = os.fsdecode(typing.cast("str | bytes", obj))
         raise DefinitionError(
-            f"source={obj!r}: a path alone does not say what is in it; give JsonLines({str(obj)!r})"
+            f"source={path!r}: a path alone does not say what is in it; give JsonLines({path!r})"
         )
     if isinstance(obj, type):
         raise DefinitionError(f"source={obj.__name__}: pass an object, {obj.__name__}(...)")
@@ -227,8 +228,9 @@ def as_sink(obj: Any) -> Sink:
     if isinstance(obj, list):
         raise DefinitionError("sink= is a list; give its append: sink=passed.append")
     if isinstance(obj, (str, bytes, os.PathLike)):
+        path = os.fsdecode(typing.cast("str | bytes", obj))
         raise DefinitionError(
-            f"sink={obj!r}: a path alone does not say what to write; give JsonLines({str(obj)!r})"
+            f"sink={path!r}: a path alone does not say what to write; give JsonLines({path!r})"
         )
     if isinstance(obj, type):
         raise DefinitionError(f"sink={obj.__name__}: pass an object, {obj.__name__}(...)")
