@@ -59,6 +59,15 @@ def mark_from(offset: dict[str, Any], shown: str) -> Mark:
         ) from None
 
 
+def refuse_other_kind(shown: str, mark: Mark) -> InputError:
+    """The place is one in a file of another format."""
+    was = "JSON lines" if mark.fields is None else "CSV"
+    return InputError(
+        f"{shown}: it was read as {was} until byte {mark.bytes}; give the app the source it had, or start over "
+        f"with `secondpass run APP --fresh`"
+    )
+
+
 def _short(offset: dict[str, Any]) -> str:
     text = ", ".join(f"{k}={v!r}" for k, v in offset.items())
     return text if len(text) <= 200 else text[:197] + "..."

@@ -36,6 +36,9 @@ class JsonRecords:
     def restart(self) -> None:
         """Nothing is kept from one file to the next."""
 
+    def skipped(self) -> None:
+        """A line more or less makes no difference to the next one."""
+
     def offset(self) -> dict[str, Any]:
         return {}
 

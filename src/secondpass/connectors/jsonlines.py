@@ -54,19 +54,19 @@ class JsonLines:
         self.name = self.path if name is None else name
         check_declared(type, time_unit)
         check_options(self.path, follow, max_line_bytes)
-        try:
-            if type is not None:
-                msgspec.json.Decoder(type, dec_hook=codec.decode_hook)
-        except TypeError as error:
-            raise DefinitionError(f"JsonLines({self.path!r}): {error}") from None
+        check_type(type, repr(self))
 
     def open(self, offset: dict[str, Any] | None, *, follow: bool = False, accept: bool = False) -> Reader:
+        from secondpass.connectors.feed import refuse_other_kind
         from secondpass.connectors.json_records import JsonRecords
         from secondpass.connectors.lines import LineReader
         from secondpass.connectors.maker import Maker
         from secondpass.connectors.opening import open_feed
 
         feed, mark = open_feed(self.path, offset, follow=follow or self.following, accept=accept)
+        if mark is not None and mark.fields is not None:
+            feed.close()
+            raise refuse_other_kind(self.path, mark)
         parser = JsonRecords(Maker(self.type, self.time_unit, self.name), self.name)
         return LineReader(feed, parser, name=self.name, max_bytes=self.max_line_bytes, mark=mark)
 
@@ -81,19 +81,21 @@ class JsonLines:
         return f"JsonLines({self.path!r})"
 
 
+def check_type(declared: Any, shown: str) -> None:
+    """Raises `DefinitionError` for a type that msgspec cannot decode (a union without tags)."""
+    try:
+        msgspec.json.Decoder(Any if declared is None else declared, dec_hook=codec.decode_hook)
+    except TypeError as error:
+        raise DefinitionError(f"{shown}: {error}") from None
+
+
 def check_options(path: str, follow: bool, max_line_bytes: int) -> None:
     """Raises `SettingsError` for options that do not fit each other."""
     if not path:
         raise SettingsError("the path is empty; give a file's path, or '-' for standard input and output")
     if follow and path.endswith(".gz"):
+        from secondpass.connectors.opening import cannot_follow
+
         raise cannot_follow(path)
     if max_line_bytes < 1:
         raise SettingsError(f"max_line_bytes={max_line_bytes}: a line has at least one byte")
-
-
-def cannot_follow(path: str) -> SettingsError:
-    """A compressed file has no place where whole lines end for good."""
-    return SettingsError(
-        f"{path}: a compressed file cannot be followed; follow the plain log that is compressed later "
-        f"(its .gz is found when it was rotated), or read {path} without follow"
-    )

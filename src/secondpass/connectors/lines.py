@@ -78,6 +78,10 @@ class Parser(Protocol):
         """Another file begins."""
         ...
 
+    def skipped(self) -> None:
+        """A line beyond the limit was passed over."""
+        ...
+
     def offset(self) -> dict[str, Any]:
         """What has to be stored beside the place in the file."""
         ...
@@ -141,9 +145,11 @@ class LineReader:
             if whole_file and data[end:].strip() and (end or lead < len(data)):
                 end = len(data)  # the unterminated last line is a record: nothing will complete it
             if end > lead:
-                # At the largest window a record that still has no end will not get one.
-                final = whole_file or len(data) > self._max_bytes
-                parsed = self._parser.parse(data[lead:end], feed.position + lead, limit, final=final)
+                lines, start = data[lead:end], feed.position + lead
+                parsed = self._parser.parse(lines, start, limit, final=whole_file)
+                if not parsed.used and len(data) > self._max_bytes:
+                    # A record that does not end within the largest window is given up.
+                    parsed = self._parser.parse(lines, start, 1, final=True)
                 if parsed.used:
                     feed.advance(data, parsed.used + lead)
                     if parsed.count:
@@ -154,6 +160,7 @@ class LineReader:
                 if not feed.turn():
                     return None
                 self._parser.restart()
+                self._offset = self._place()
                 continue
             if len(data) < want:
                 feed.wait()
@@ -208,6 +215,7 @@ class LineReader:
             passed += used
             found.length += len(data) if newline < 0 else newline
             if newline >= 0 or (feed.last and len(data) < SKIP_WINDOW):
+                self._parser.skipped()
                 self._oversized = None
                 reason = f"the line has {found.length} bytes, more than max_line_bytes={self._max_bytes}"
                 self._records += 1
