@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 else:
     E = typing.TypeVar("E")
 
+_DECLARED = (TableSpec, ValueSpec, OutputSpec)
 _MUTABLE = (list, dict, set, bytearray, collections.deque)
 
 
@@ -235,8 +236,13 @@ def _define(cls: type[Task[Any]]) -> None:
                 f"(`window_s: float = 300.0`), state is `table(...)` and `value(...)`, resources belong in setup()"
             )
     annotations = _annotations(cls)
+    for name in (*annotations, *(n for n, f in namespace.items() if isinstance(f, _DECLARED))):
+        if name in vars(Task) and not name.startswith("_"):
+            raise DefinitionError(
+                f"{cls.__name__}.{name}: every task has {name!r} already; choose another name"
+            )
     for name, found in namespace.items():
-        if isinstance(found, (TableSpec, ValueSpec, OutputSpec)):
+        if isinstance(found, _DECLARED):
             if name in annotations:
                 raise DefinitionError(
                     f"{cls.__name__}.{name}: declared state carries no annotation; remove it"
