@@ -87,7 +87,7 @@ soak: $(DEVELOP)  ## run under load and faults for SOAK_SECONDS (SEED=)
 
 .PHONY: bench
 bench: $(DEVELOP)  ## measure: the tables in the docs come from this
-	$(BIN)/python bench/run.py $(ARGS)
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 # --------------------------------------------------------------------------------- the environment
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import operator
 import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, dataclass_transform
@@ -267,7 +268,7 @@ def time_reader(tp: type[Any]) -> Callable[[Any], float | None]:
         return lambda _: None
     hints = typing.get_type_hints(tp)
     if hints.get("time") is float:
-        return lambda event: event.time
+        return operator.attrgetter("time")
     return _any_time
 
 

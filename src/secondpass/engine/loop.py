@@ -238,9 +238,11 @@ class Hub:
 
     def finish(self) -> None:
         """Make the sinks durable and record it."""
+        failpoint("finish.before")
         states = self.outbox.sync(now=True)
         if states != self.store.progress.sinks:
             self.store.commit(msgspec.structs.replace(self.store.progress, sinks=states), {}, [], [])
+        failpoint("finish.after")
 
 
 class _ValueDelta:

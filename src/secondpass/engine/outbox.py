@@ -134,15 +134,18 @@ class Outbox:
 
     def recover(self, store: Store, *, accept: bool) -> None:
         """Open the sinks and hand over what earlier runs committed and may not have delivered."""
+        failpoint("recover.before")
         for stream, sink in self._sinks.items():
             state = store.progress.sinks.get(stream)
             sink.open(state, accept=accept)
             number = state["number"] if state else store.progress.kept_from.get(stream, 0)
             for row in store.outputs(stream, after=number):
-                failpoint("recover.deliver")
+                failpoint("recover.deliver.before")
                 self._hand_over(stream, sink, row, None, skip=max(0, number - row.first))
+                failpoint("recover.deliver.after")
             sink.recovered()
         self._states = {stream: sink.sync() for stream, sink in self._sinks.items()}
+        failpoint("recover.after")
 
     def rows(self, store: Store, streams: dict[str, tuple[list[Any], list[int]]], first: int) -> list[OutputRow]:
         """An epoch's outputs as rows to commit, numbered."""

@@ -8,6 +8,9 @@ Reads and writes of the overlay are plain dict operations where that is possible
 Dropping overlay and `gone` is the rollback; settling them gives the delta to commit. The meaning is that
 of `state.Table`, which takes over wherever one call may have to be undone.
 
+A small table of scalars (`Mirror`) holds all its cells instead, so that every operation is the dict's own;
+what changed is found by comparing at the end of the epoch.
+
                     overlay holds           base holds
     scalar          value                   value
     object          live object             bytes
@@ -75,18 +78,114 @@ class Layered:
         yield from changed
 
 
-class Overlay(dict[Any, Any]):
-    """What all four have in common; by itself the form of a table of scalars."""
+class Cells(dict[Any, Any]):
+    """What all fast forms have in common: ordered iteration, and the checks at the end of an epoch."""
 
-    __slots__ = ("base", "gone", "moment", "spec", "ttl_s")
+    __slots__ = ("base", "clock", "gone", "spec", "ttl_s")
 
-    def __init__(self, spec: TableSpec, base: dict[Any, Any], moment: Any, ttl_s: float | None) -> None:
+    def __init__(self, spec: TableSpec, base: dict[Any, Any], clock: Any, ttl_s: float | None) -> None:
         super().__init__()
         self.spec = spec
         self.base = base
-        self.moment = moment
+        self.clock = clock
         self.ttl_s: Any = ttl_s
         self.gone: set[Any] = set()
+
+    def _new(self, key: Any) -> Any:
+        """A cell that a read makes, where the table has a default."""
+        if not self.spec.has_default:
+            raise KeyError(key)
+        self[key] = self.spec.new_default()
+        return self[key]
+
+    def keys(self) -> Any:
+        return KeysView(self)
+
+    def values(self) -> Any:
+        return ValuesView(self)
+
+    def items(self) -> Any:
+        return ItemsView(self)
+
+    def popitem(self) -> Any:
+        for key in self:
+            return key, self.pop(key)
+        raise KeyError("the table is empty")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(dict(self.items()))
+
+    def _no_operator(self, _: Any) -> Any:
+        return NotImplemented
+
+    __or__ = __ror__ = __ior__ = _no_operator  # type: ignore[assignment]
+    copy = None  # type: ignore[assignment]  # a Table has none either
+
+    # The end of an epoch.
+
+    def rollback(self) -> None:
+        """Forget the epoch's writes."""
+        raise NotImplementedError
+
+    def settle(self) -> Delta:
+        """The epoch's writes as the delta to commit; raises `Suspect` where something is not exact."""
+        raise NotImplementedError
+
+    def _check_keys(self) -> bool:
+        key = self.spec.key
+        if key.quick is None:
+            return all(map(key.exact, dict.keys(self)))
+        if not set(map(type, dict.keys(self))) <= key.quick:
+            return False
+        # NaN and -0.0 would not be found again under themselves.
+        return float not in key.quick or all(k == k and str(k) != "-0.0" for k in dict.keys(self))  # noqa: PLR0124
+
+    def _check_all(self) -> bool:
+        """Whether every value may be committed as it stands."""
+        quick = self.spec.value.quick
+        return quick is not None and set(map(type, dict.values(self))) <= quick
+
+
+class Mirror(Cells):
+    """All cells of a small table of scalars: get, set, delete and `in` are those of a plain dict.
+
+    Even a `__delitem__` in Python would slow down every assignment: they share a slot.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, spec: TableSpec, base: dict[Any, Any], clock: Any, ttl_s: float | None) -> None:
+        super().__init__(spec, base, clock, ttl_s)
+        dict.update(self, base)
+
+    def __missing__(self, key: Any) -> Any:
+        return self._new(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(ordered(dict.__iter__(self)))
+
+    def rollback(self) -> None:
+        dict.clear(self)
+        dict.update(self, self.base)
+
+    def settle(self) -> Delta:
+        if not self._check_keys() or not self._check_all():
+            raise Suspect
+        base = self.base
+        before = base.get
+        changed = {k: v for k, v in zip(dict.keys(self), dict.values(self), strict=True) if before(k, MISSING) is not v}
+        came = sum(k not in base for k in changed)
+        # Only where cells were deleted are there fewer than there were and came.
+        gone = base.keys() - set(dict.keys(self)) if dict.__len__(self) != len(base) + came else set[Any]()
+        return Delta(changed, gone)
+
+
+class Overlay(Cells):
+    """The epoch's writes over the base; by itself the form of a large table of scalars."""
+
+    __slots__ = ()
 
     # What differs between the four.
 
@@ -101,11 +200,6 @@ class Overlay(dict[Any, Any]):
         """An overlay's entry as the base holds it; raises `Suspect` where its type is not exact."""
         raise AssertionError("tables of scalars settle as a whole")
 
-    def _check_all(self) -> bool:
-        """Whether everything in the overlay may be committed as it stands."""
-        quick = self.spec.value.quick
-        return quick is not None and set(map(type, dict.values(self))) <= quick
-
     # The dict's face.
 
     def get(self, key: Any, default: Any = None) -> Any:
@@ -119,12 +213,6 @@ class Overlay(dict[Any, Any]):
     def __missing__(self, key: Any) -> Any:
         found = self._live(key)
         return self._new(key) if found is MISSING else found
-
-    def _new(self, key: Any) -> Any:
-        if not self.spec.has_default:
-            raise KeyError(key)
-        self[key] = self.spec.new_default()
-        return self[key]
 
     def __delitem__(self, key: Any) -> None:
         if self._live(key) is MISSING:
@@ -146,15 +234,6 @@ class Overlay(dict[Any, Any]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def keys(self) -> Any:
-        return KeysView(self)
-
-    def values(self) -> Any:
-        return ValuesView(self)
-
-    def items(self) -> Any:
-        return ItemsView(self)
-
     def pop(self, key: Any, *default: Any) -> Any:
         found = self._live(key)
         if found is MISSING:
@@ -163,11 +242,6 @@ class Overlay(dict[Any, Any]):
             raise KeyError(key)
         self._delete(key)
         return found
-
-    def popitem(self) -> Any:
-        for key in self:
-            return key, self.pop(key)
-        raise KeyError("the table is empty")
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         if self._live(key) is MISSING:
@@ -189,17 +263,6 @@ class Overlay(dict[Any, Any]):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return repr(dict(self.items()))
-
-    def _no_operator(self, _: Any) -> Any:
-        return NotImplemented
-
-    __or__ = __ror__ = __ior__ = _no_operator  # type: ignore[assignment]
-    copy = None  # type: ignore[assignment]  # a Table has none either
-
     # The end of an epoch.
 
     def rollback(self) -> None:
@@ -220,15 +283,6 @@ class Overlay(dict[Any, Any]):
 
     def _changed(self) -> dict[Any, Any]:
         return dict(zip(dict.keys(self), dict.values(self), strict=True))
-
-    def _check_keys(self) -> bool:
-        key = self.spec.key
-        if key.quick is None:
-            return all(map(key.exact, dict.keys(self)))
-        if not set(map(type, dict.keys(self))) <= key.quick:
-            return False
-        # NaN and -0.0 would not be found again under themselves.
-        return float not in key.quick or all(k == k and str(k) != "-0.0" for k in dict.keys(self))  # noqa: PLR0124
 
 
 class ObjectOverlay(Overlay):
@@ -289,14 +343,14 @@ class TtlOverlay(Overlay):
             entry = self.base.get(key)
             if entry is None or key in self.gone:
                 return default
-        return default if self.moment.now - entry[1] >= self.ttl_s else entry[0]
+        return default if self.clock.now - entry[1] >= self.ttl_s else entry[0]
 
     def __getitem__(self, key: Any) -> Any:
         found = self.get(key, MISSING)
         return self._new(key) if found is MISSING else found
 
     def __setitem__(self, key: Any, value: Any, put: Any = _put) -> None:
-        put(self, key, (value, self.moment.now))
+        put(self, key, (value, self.clock.now))
 
     def _check_all(self) -> bool:
         quick = self.spec.value.quick
@@ -316,7 +370,7 @@ class ObjectTtlOverlay(ObjectOverlay):
                 return MISSING
             entry = [self.spec.value.decode(resting[0]), resting[1]]
             _put(self, key, entry)
-        return MISSING if self.moment.now - entry[1] >= self.ttl_s else entry[0]
+        return MISSING if self.clock.now - entry[1] >= self.ttl_s else entry[0]
 
     def __getitem__(self, key: Any) -> Any:
         found = self._live(key)
@@ -324,7 +378,7 @@ class ObjectTtlOverlay(ObjectOverlay):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.spec.check_key(key)
-        _put(self, key, [self.spec.wake(self.spec.rest(key, value)), self.moment.now])
+        _put(self, key, [self.spec.wake(self.spec.rest(key, value)), self.clock.now])
 
     def _changed(self) -> dict[Any, Any]:
         encode, exact, base = self.spec.value.encode, self.spec.value.exact, self.base
@@ -338,10 +392,19 @@ class ObjectTtlOverlay(ObjectOverlay):
         return changed
 
 
-def overlay_for(spec: TableSpec, base: dict[Any, Any], moment: Any, ttl_s: float | None) -> Overlay:
-    """The fast form of a declared table."""
+MIRRORED = 4
+"""A table is mirrored when an epoch has this many times as many events as the table has cells."""
+
+
+def overlay_for(spec: TableSpec, base: dict[Any, Any], clock: Any, ttl_s: float | None) -> Cells:
+    """The fast form of a declared table, for a table of any size."""
     if spec.value.scalar:
         cls = Overlay if ttl_s is None else TtlOverlay
     else:
         cls = ObjectOverlay if ttl_s is None else ObjectTtlOverlay
-    return cls(spec, base, moment, ttl_s)
+    return cls(spec, base, clock, ttl_s)
+
+
+def mirrors(spec: TableSpec, base: dict[Any, Any], ttl_s: float | None, events: int) -> bool:
+    """Whether an epoch of so many events is better run over a mirror of the whole table."""
+    return spec.value.scalar and ttl_s is None and len(base) * MIRRORED <= events

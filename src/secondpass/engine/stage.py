@@ -13,11 +13,12 @@ it are small and careful throughout, so that a broken rule is found early.
 from __future__ import annotations
 
 import time
+from itertools import repeat
 from typing import Any
 
 from secondpass.codec import pack
 from secondpass.engine.epoch import Epoch, Where, path_of
-from secondpass.engine.overlay import Delta, Layered, Overlay, Suspect, overlay_for
+from secondpass.engine.overlay import Cells, Delta, Layered, Mirror, Suspect, mirrors, overlay_for
 from secondpass.errors import TaskFault
 from secondpass.record import DeadLetter, error_text, trace_text
 from secondpass.reference import CAUGHT, Step, Tally
@@ -137,7 +138,7 @@ class Stage:
         self._batch = hasattr(type(task), "handle_batch")
         self._clock = Clock()
         self._moment = FastMoment()
-        self._overlays: dict[str, Overlay] = {
+        self._overlays: dict[str, Cells] = {
             n: overlay_for(s, self.tables[n], self._clock, self.ttl_s[n]) for n, s in shape.tables.items()
         }
         self._live = CallValues(shape.values, dict(values))
@@ -162,6 +163,7 @@ class Stage:
         if careful:
             self._run_carefully(epoch, events, where, 0, passed)
         else:
+            self._choose_overlays(len(events))
             failed_at = self._run_fast(epoch, events, where, passed)
             if failed_at is None and not self._settle():
                 failed_at = 0  # something is not exact: every call must be looked at
@@ -177,6 +179,14 @@ class Stage:
         self.busy_s += time.perf_counter() - began
         return passed
 
+    def _choose_overlays(self, events: int) -> None:
+        """Small tables are mirrored, large ones laid over: whichever costs less for so many events."""
+        for name, overlay in self._overlays.items():
+            spec, base, ttl_s = self.specs[name], self.tables[name], self.ttl_s[name]
+            if mirrors(spec, base, ttl_s, events) != isinstance(overlay, Mirror):
+                make = overlay_for if isinstance(overlay, Mirror) else Mirror
+                self._overlays[name] = make(spec, base, self._clock, ttl_s)
+
     def _enter_fast(self) -> None:
         attach(self.task, _moment=self._moment, _values=self._live, **self._overlays, **self._outputs)
 
@@ -187,7 +197,7 @@ class Stage:
         mixed = bool(types) and not all(issubclass(kind, types) for kind in passed.kinds)
         remaining = iter(events)
         moment.begin(epoch, remaining, len(events), where)
-        ticks: Any = where
+        ticks: Any = repeat(None)
         if self.ticking:
             nows = epoch.nows()
             plain = isinstance(where, range) and len(where) == len(nows)
@@ -199,7 +209,7 @@ class Stage:
                 handle = iter(results).__next__
                 handle = _ignoring_argument(handle)
             # The innermost loop of all.
-            for clock.now, w, event in zip(ticks, where, remaining, strict=True):
+            for clock.now, w, event in zip(ticks, where, remaining):  # noqa: B905  # repeat() has no end
                 if mixed and not isinstance(event, types):
                     skipped += 1
                     out(event)
