@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 
-VARIABLE = "SECONDPASS_EPOCH_RECORDS"
-"""The environment may shorten epochs, so that a short test commits often; it never lengthens them."""
-
 TARGET_S = 0.2
 """A flooded app commits about five times a second: costs are amortised, and an output is never late by more."""
 FIRST = 256
 LIMIT = 200_000
 CAREFUL_EVERY = 50
+VARIABLE = "SECONDPASS_EPOCH_RECORDS"
+"""The environment may shorten epochs, so that a short test commits often; it never lengthens them."""
 
 
 class Pacer:

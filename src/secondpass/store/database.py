@@ -152,6 +152,7 @@ class Store:
                 db.execute("INSERT INTO progress VALUES (1, 0, 0, ?, ?)", (body, crc(b"0", body)))
             self._check_version()
             db.execute("UPDATE progress SET fence = fence + 1")
+            failpoint("store.prepare.commit")
         self._read_progress()
 
     def _check_version(self) -> None:
@@ -179,6 +180,7 @@ class Store:
 
     def close(self, *, checkpoint: bool = True) -> None:
         """Let the store go."""
+        failpoint("close.before")
         try:
             if checkpoint and self.directory is not None and self._lock is not None:
                 self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -189,6 +191,7 @@ class Store:
         finally:
             if self._lock is not None:
                 self._lock.release()
+        failpoint("close.after")
 
     # ---- meta and history
 
@@ -257,6 +260,7 @@ class Store:
             self._put_meta("tables", [[list(k), i] for k, i in tables.items()])
             self._remember(self.progress.position, "start", note)
             self._write_progress(self._epoch)
+            failpoint("start.commit")
         self._tables = tables
         failpoint("start.after")
 
@@ -420,6 +424,7 @@ class Store:
                 rows = self._db.execute("SELECT min(first) FROM outputs WHERE stream = ?", (stream,))
                 (first,) = next(iter(rows))
                 self.progress.kept_from[stream] = state["number"] if first is None else first
+                failpoint("prune.after")
 
     def _transaction(self) -> Any:
         return _Transaction(self._db, self.directory)

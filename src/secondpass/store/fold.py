@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from secondpass.failpoints import failpoint
 from secondpass.store.format import Progress, check, decode_delta, sum_of_cells
 
 _pieces = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -52,9 +53,11 @@ class Fold:
                 return
             self._begin(progress, epoch)
         self._write(progress, len(self._pending) if whole else self._slice)
+        failpoint("fold.slice.after")
         if not self._pending:
             self._db.execute("DELETE FROM deltas WHERE epoch <= ?", (self._upto,))
             progress.folded = self._upto
+            failpoint("fold.end.after")
 
     def _begin(self, progress: Progress, epoch: int) -> None:
         newest: dict[tuple[int, bytes], bytes | None] = {}

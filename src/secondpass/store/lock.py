@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from secondpass.errors import StoreError, StoreLocked
+from secondpass.failpoints import failpoint
 
 FILE = "hub.lock"
 _GRACE_S = 5.0  # for a running holder to end its epoch after SIGTERM
@@ -44,13 +45,16 @@ class StoreLock:
                         holder=holder,
                     )
                 _end(fd, holder, self.path.parent)
+            failpoint("lock.name.before")
             os.ftruncate(fd, 0)
+            failpoint("lock.name.empty")
             os.pwrite(fd, msgspec.json.encode(_me()), 0)
             os.fsync(fd)
         except BaseException:
             os.close(fd)
             raise
         self._fd = fd
+        failpoint("lock.after")
 
     def release(self) -> None:
         """Let the store go."""

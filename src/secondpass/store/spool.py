@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from secondpass.errors import StoreError
+from secondpass.failpoints import failpoint
 
 DIRECTORY = "commands"
 
@@ -48,7 +49,9 @@ class Spool:
                 file.write(msgspec.json.encode(command))
                 file.flush()
                 os.fsync(file.fileno())
+            failpoint("spool.put.before")
             partial.rename(self._path / name)
+            failpoint("spool.put.after")
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(fd)
@@ -78,4 +81,6 @@ class Spool:
 
     def remove(self, name: str) -> None:
         """The command is committed."""
+        failpoint("spool.remove.before")
         (self._path / name).unlink(missing_ok=True)
+        failpoint("spool.remove.after")
