@@ -49,6 +49,8 @@ def run_demo(
     if hours <= 0:
         raise SettingsError(f"hours={hours:g}: simulate some time, for example hours=1")
     directory = directory.resolve()
+    if (directory / "detections.jsonl").exists() and not (directory / "truth.jsonl").exists():
+        raise SettingsError(f"{directory}/detections.jsonl is not the demo's; choose an empty directory")
     tell = progress or _silent
     tell("simulate", 0, 1)
     simulation = simulate(seed, hours=hours, limit=limit)
@@ -86,15 +88,12 @@ def _silent(_what: str, _done: int, _total: int) -> None:
 
 def write_inputs(directory: Path, detections: Sequence[Detection], truth: Sequence[Truth]) -> None:
     """Start over: what the app reads, what really happened, and the app itself unless it is there, changed."""
-    source, hidden = directory / "detections.jsonl", directory / "truth.jsonl"
-    if source.exists() and not hidden.exists():
-        raise SettingsError(f"{source} is not the demo's; choose an empty directory")
     directory.mkdir(parents=True, exist_ok=True)
     for name in OUTPUTS:
         (directory / name).unlink(missing_ok=True)
     encoder = msgspec.json.Encoder()
-    hidden.write_bytes(encoder.encode_lines(truth))
-    source.write_bytes(encoder.encode_lines(detections))
+    (directory / "truth.jsonl").write_bytes(encoder.encode_lines(truth))
+    (directory / "detections.jsonl").write_bytes(encoder.encode_lines(detections))
     copy = directory / "roadside_app.py"
     if not copy.exists():
         shutil.copyfile(roadside_app.__file__, copy)
