@@ -10,10 +10,6 @@ from __future__ import annotations
 import collections
 import copy
 import functools
-import hashlib
-import inspect
-import logging
-import random
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -27,6 +23,10 @@ from secondpass.event import Event, ReadOnlyDict, check_event_type, event_types,
 from secondpass.state import CallValues, Moment, Output, OutputSpec, Table, TableSpec, ValueSpec, own
 
 if TYPE_CHECKING:
+    from logging import Logger
+    from random import Random
+
+if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     E = TypeVar("E", default=Any)  # a bare `Task` handles all events
@@ -34,6 +34,7 @@ else:
     E = typing.TypeVar("E")
 
 _DECLARED = (TableSpec, ValueSpec, OutputSpec)
+_COROUTINE, _ASYNC_GENERATOR = 0x80, 0x200  # CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`
 _MUTABLE = (list, dict, set, bytearray, collections.deque)
 
 
@@ -178,16 +179,20 @@ class Task(Generic[E]):
         return self._moment.position
 
     @property
-    def random(self) -> random.Random:
+    def random(self) -> Random:
         """A random generator that gives the same numbers whenever this event is handled again."""
         moment = self._moment
         branch = ".".join(map(str, moment.path))
-        return random.Random(f"{self._options.name}|{moment.position}|{branch}")
+        from random import Random  # seldom needed, and half a millisecond of everybody's start
+
+        return Random(f"{self._options.name}|{moment.position}|{branch}")
 
     @property
-    def log(self) -> logging.Logger:
+    def log(self) -> Logger:
         """A logger whose lines appear once, when the epoch is committed, however often it was run."""
-        return _TaskLogger(self)
+        from secondpass.tasklog import TaskLogger  # logging is loaded for the tasks that log
+
+        return TaskLogger(self._options.name, self._moment)
 
     def count(self, name: str, n: int = 1) -> None:
         """Add to a counter of this task that is committed with the state."""
@@ -267,7 +272,7 @@ def _define(cls: type[Task[Any]]) -> None:
         shape.settings[name] = tp
     for name in ("handle", "handle_batch", "setup"):
         function = namespace.get(name)
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        if _is_async(function):
             raise DefinitionError(
                 f"{cls.__name__}.{name} is async; analysis is CPU-bound here: write a plain function, and do "
                 f"waiting in a source or a sink"
@@ -282,8 +287,14 @@ def _define(cls: type[Task[Any]]) -> None:
     cls._shape = shape
 
 
+def _is_async(function: Any) -> bool:
+    """Whether this is an `async def`, told from its code so that nothing has to be imported."""
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    return bool(flags & (_COROUTINE | _ASYNC_GENERATOR))
+
+
 def _annotations(cls: type) -> dict[str, Any]:
-    own = inspect.get_annotations(cls)
+    own: dict[str, Any] = cls.__dict__.get("__annotations__", {})
     try:
         hints = typing.get_type_hints(cls)
     except NameError as error:
@@ -462,7 +473,7 @@ def _new(result: Any, given: Any, name: str) -> Any:
     got = f"{type(result).__name__} {str(result)[:80]!r}"
     if isinstance(result, bool):
         advice = "return the event itself to pass it on, and None to drop it"
-    elif inspect.iscoroutine(result):
+    elif isinstance(result, types.CoroutineType):
         result.close()
         advice = "handle must be a plain function, not async"
     elif isinstance(result, (tuple, set, frozenset)):
@@ -496,12 +507,15 @@ def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
 
 def code_hash(task: Task[Any]) -> str:
     """A fingerprint of the task's source, to tell a changed file from an unchanged one."""
+    from hashlib import blake2b  # both only at the start of a run
+    from inspect import getsource
+
     target: Any = task.function if isinstance(task, FunctionTask) else type(task)
     try:
-        text = inspect.getsource(target)
+        text = getsource(target)
     except (OSError, TypeError):
         text = repr(sorted(target.__dict__))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def describe(task: Task[Any]) -> dict[str, Any]:
@@ -521,7 +535,7 @@ def describe(task: Task[Any]) -> dict[str, Any]:
 
 def from_function(function: Callable[[Any], Any]) -> FunctionTask:
     """The task that a plain function is; it handles the events its first parameter is annotated with."""
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+    if _is_async(function):
         raise DefinitionError(f"{function.__name__} is async; write a plain function")
     task = FunctionTask(function=function).options(name=getattr(function, "__name__", "function"))
     try:
@@ -544,15 +558,3 @@ def accepts(task: Task[Any]) -> tuple[type, ...]:
     for tp in types_:
         check_event_type(tp)
     return types_
-
-
-class _TaskLogger(logging.Logger):
-    """Hands records to the moment, which keeps them until the epoch is committed."""
-
-    def __init__(self, task: Task[Any]) -> None:
-        super().__init__(f"secondpass.task.{task.name}")
-        self._moment = task._moment
-        self.parent = logging.getLogger("secondpass.task")
-
-    def handle(self, record: logging.LogRecord) -> None:
-        self._moment.log(record)
