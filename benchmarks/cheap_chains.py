@@ -101,7 +101,11 @@ def app_case(name: str, task: list, typed: bool = True):
         shutil.rmtree(directory / name, ignore_errors=True)
         (directory / name).mkdir()
         kept = directory / name / "kept.jsonl"
-        source = JsonLines(directory / "events.jsonl", Detection) if typed else JsonLines(directory / "events.jsonl")
+        source = (
+            JsonLines(directory / "events.jsonl", Detection)
+            if typed
+            else JsonLines(directory / "events.jsonl")
+        )
         App("bench", source=source, tasks=task, sink=JsonLines(kept)).run(store=directory / name / "store")
 
     return case
@@ -109,7 +113,7 @@ def app_case(name: str, task: list, typed: bool = True):
 
 def stdlib_suppress(directory: Path) -> None:
     last_seen: dict[int, float] = {}
-    with open(directory / "events.jsonl") as source, open(directory / "std.jsonl", "w") as sink:
+    with (directory / "events.jsonl").open() as source, (directory / "std.jsonl").open("w") as sink:
         for line in source:
             event = json.loads(line)
             cid, time = event["cid"], event["time"]
@@ -124,7 +128,7 @@ def msgspec_suppress(directory: Path) -> None:
     last_seen: dict[int, float] = {}
     decode = msgspec.json.Decoder(Detection).decode
     encode = msgspec.json.Encoder().encode
-    with open(directory / "events.jsonl", "rb") as source, open(directory / "fast.jsonl", "wb") as sink:
+    with (directory / "events.jsonl").open("rb") as source, (directory / "fast.jsonl").open("wb") as sink:
         for line in source:
             event = decode(line)
             cid, time = event.cid, event.time
@@ -137,7 +141,7 @@ def msgspec_suppress(directory: Path) -> None:
 
 def stdlib_sliding(directory: Path) -> None:
     windows: dict[int, list[float]] = {}
-    with open(directory / "events.jsonl") as source, open(directory / "std.jsonl", "w") as sink:
+    with (directory / "events.jsonl").open() as source, (directory / "std.jsonl").open("w") as sink:
         for line in source:
             event = json.loads(line)
             times = windows.get(event["cid"])
@@ -152,7 +156,7 @@ def stdlib_sliding(directory: Path) -> None:
 
 
 def stdlib_pass(directory: Path) -> None:
-    with open(directory / "events.jsonl") as source, open(directory / "std.jsonl", "w") as sink:
+    with (directory / "events.jsonl").open() as source, (directory / "std.jsonl").open("w") as sink:
         for line in source:
             event = json.loads(line)
             if event["cid"] < FIRST_CID:
@@ -189,10 +193,10 @@ def prepare(directory: Path, given) -> None:
     """A stream of detections from a fixed seed; each pair of files must agree before anything is timed."""
     rng = random.Random(1)
     time, lines = 1632192265.0, deque()
-    with open(directory / "events.jsonl", "w") as file:
+    with (directory / "events.jsonl").open("w") as file:
         for _ in range(given.events):
             time += rng.random() * 0.5
-            lines.append('{"cid":%d,"time":%.2f}\n' % (FIRST_CID + rng.randrange(CIDS), time))
+            lines.append(f'{{"cid":{FIRST_CID + rng.randrange(CIDS)},"time":{time:.2f}}}\n')
             if len(lines) == 10_000:
                 file.writelines(lines)
                 lines.clear()

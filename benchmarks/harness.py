@@ -39,7 +39,9 @@ def run_once(script: str, case: str, directory: Path, extra: list[str]) -> Taken
     return Taken(usage.ru_utime + usage.ru_stime, time.perf_counter() - began, usage.ru_maxrss / 1024)
 
 
-def ratios(script: str, pairs: list[tuple[str, str]], directory: Path, rounds: int, extra: list[str]) -> list[str]:
+def ratios(
+    script: str, pairs: list[tuple[str, str]], directory: Path, rounds: int, extra: list[str]
+) -> list[str]:
     """Rows `| ours | baseline | cpu x | wall x |`: how many times faster ours is, median over the rounds."""
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     taken: dict[str, list[Taken]] = {name: [] for name in names}

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from types import EllipsisType, ModuleType
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, cast
 
-from secondpass.errors import DefinitionError, UsageError
+from secondpass.codec import is_class
+from secondpass.errors import DefinitionError
 from secondpass.task import Task, accepts, from_function
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from secondpass.engine.summary import Summary
 
 MAIN = "main"
 """The name of the stream of what the chain passes."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
 class App:
@@ -51,7 +49,7 @@ class App:
         sink: Any = None,
         sinks: Mapping[str, Any] | None = None,
     ) -> None:
-        if not _NAME.fullmatch(name):
+        if not name or name[0] in "_.-" or not _NAME_LETTERS.issuperset(name):
             raise DefinitionError(
                 f"App({name!r}): a name is letters, digits, '.', '_' and '-', since it names the store's directory"
             )
@@ -100,6 +98,8 @@ class App:
         `rename={"Old": "New"}` and `drop=["Old"]` say what becomes of state whose task has gone.
         """
         # The one step up: an app is what the engine runs, and users start there.
+        from pathlib import Path
+
         from secondpass.engine.run import run_app
 
         path = self.default_store() if store is ... else store
@@ -143,7 +143,7 @@ class App:
 def _as_task(found: Any) -> Task[Any]:
     if isinstance(found, Task):
         return cast("Task[Any]", found)
-    if inspect.isclass(found) and issubclass(found, Task):
+    if is_class(found) and issubclass(found, Task):
         raise DefinitionError(f"tasks=[{found.__name__}]: pass an object, {found.__name__}()")
     if callable(found):
         return from_function(found)
@@ -162,6 +162,8 @@ def _refuse_twins(tasks: Iterable[Task[Any]]) -> None:
 
 
 def _caller_directory() -> Path:
+    from pathlib import Path  # only a run needs it
+
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     if file is None or Path(file).suffix != ".py" or Path(file).name == "__main__.py":
@@ -169,72 +171,4 @@ def _caller_directory() -> Path:
     return Path(file).resolve().parent
 
 
-# ---------------------------------------------------------------- finding an app
-
-
-def load(spec: str) -> App:
-    """The app that `FILE.py[:attr]`, `module:attr` or `module:factory()` names.
-
-    Without an attribute the file's only `App` is taken. Raises `UsageError` that says what was found.
-    """
-    target, _, attribute = spec.partition(":")
-    if target.endswith(".py") or "/" in target:
-        path = Path(target)
-        if not path.is_file():
-            hint = (
-                "; give the file that holds the app" if path.suffix == ".py" else "; an app file ends in .py"
-            )
-            raise UsageError(f"no file {target}{hint}")
-        module = _import_file(path.resolve())
-    else:
-        if target not in sys.modules and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        try:
-            module = importlib.import_module(target)
-        except ModuleNotFoundError as error:
-            if error.name and (target == error.name or target.startswith(error.name + ".")):
-                raise UsageError(f"no module {target}; for a file write {target}.py") from None
-            raise
-    app = _pick(module, attribute, spec)
-    file = getattr(module, "__file__", None)
-    app.file = Path(file).resolve() if file else None
-    return app
-
-
-def _import_file(path: Path) -> ModuleType:
-    name = path.stem if path.stem.isidentifier() else "secondpass_app"
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:
-        raise UsageError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
-    found.loader.exec_module(module)
-    return module
-
-
-def _pick(module: ModuleType, attribute: str, spec: str) -> App:
-    if not attribute:
-        apps = {name: found for name, found in module.__dict__.items() if isinstance(found, App)}
-        if not apps:
-            raise UsageError(
-                f"{spec} holds no App; write `app = App(...)` in it, or name a factory: {spec}:make()"
-            )
-        if len({id(a) for a in apps.values()}) > 1:
-            raise UsageError(
-                f"{spec} holds several apps ({', '.join(apps)}); say which: {spec}:{next(iter(apps))}"
-            )
-        return next(iter(apps.values()))
-    called = attribute.endswith("()")
-    found = getattr(module, attribute.removesuffix("()"), None)
-    if called and callable(found):
-        found = found()
-    if not isinstance(found, App):
-        got = "is missing" if found is None else f"is a {type(found).__name__}"
-        hint = f"; call it: {spec}()" if callable(found) and not called else ""
-        raise UsageError(f"{spec}: {attribute} {got}, not an App{hint}")
-    return found
-
-
-__all__ = ["MAIN", "App", "load"]
+__all__ = ["MAIN", "App"]

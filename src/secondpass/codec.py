@@ -19,13 +19,12 @@ import datetime
 import decimal
 import enum
 import functools
-import inspect
 import sys
 import types
 import typing
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import msgspec
 
@@ -130,7 +129,12 @@ def describe(tp: Any) -> str:
     if is_struct(tp):
         fields = ", ".join(f"{f.encode_name}: {describe(f.type)}" for f in msgspec.structs.fields(tp))
         return f"{tp.__name__}({fields})"
-    return tp.__name__ if inspect.isclass(tp) else repr(tp)
+    return tp.__name__ if is_class(tp) else repr(tp)
+
+
+def is_class(found: Any) -> TypeGuard[type[Any]]:
+    """Whether this is a class, said so that nothing unknown is left of its type."""
+    return isinstance(found, type)
 
 
 def is_struct(tp: Any) -> TypeIs[type[msgspec.Struct]]:
@@ -159,7 +163,7 @@ def mutable_part(tp: Any, _seen: frozenset[Any] = frozenset()) -> tuple[Any, str
             return tp, f"a frozen one: class {tp.__name__}(msgspec.Struct, frozen=True), or an Event"
         parts = (mutable_part(f.type, _seen | {tp}) for f in msgspec.structs.fields(tp))
         return next((p for p in parts if p is not None), None)
-    if inspect.isclass(tp) and issubclass(tp, (enum.Enum, tuple)):
+    if is_class(tp) and issubclass(tp, (enum.Enum, tuple)):
         return None
     if getattr(origin or tp, "__name__", "") == "ndarray":
         return None

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from secondpass import testing
-from secondpass.app import load
+from secondpass.loading import load
 
 HERE = Path(__file__).parent
 

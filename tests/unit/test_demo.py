@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from secondpass import testing
-from secondpass.app import load
+from secondpass.loading import load
 from secondpass.demo import as_json, render, roadside_app, run_demo, simulate
 from secondpass.demo.__main__ import main
 from secondpass.demo.report import DemoReport

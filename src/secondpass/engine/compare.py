@@ -32,7 +32,9 @@ def codecs_of(tasks: tuple[Task[Any], ...]) -> dict[Name, CellCodec]:
 class Comparison:
     """What differs, in words, and how state moves."""
 
-    def __init__(self, store: Store, tasks: tuple[Task[Any], ...], rename: dict[str, str], drop: tuple[str, ...]) -> None:
+    def __init__(
+        self, store: Store, tasks: tuple[Task[Any], ...], rename: dict[str, str], drop: tuple[str, ...]
+    ) -> None:
         self.new: list[dict[str, Any]] = [describe(t) for t in tasks]
         self.old: list[dict[str, Any]] | None = store.meta("chain")
         self.changes: list[str] = []
@@ -77,7 +79,7 @@ class Comparison:
         current = {(d["name"], n) for d in self.old or [] for n in d["state"]}
         removed &= current
         if removed:
-            one, other = sorted(removed)[0], sorted(added)[0]
+            one, other = min(removed), min(added)
             level = 0 if one[0] != other[0] else 1
             shorter = (one[0], other[0]) if level == 0 else (".".join(one), ".".join(other))
             raise ChainChanged(
@@ -89,13 +91,13 @@ class Comparison:
     def _list_changes(self, before: list[dict[str, Any]]) -> None:
         old, new = {d["name"]: d for d in before}, {d["name"]: d for d in self.new}
         self.changes += [f"task {name} added" for name in new if name not in old]
-        for name in old:
+        for name, gone in old.items():
             if name not in new:
-                kept = " (its state is kept for its return)" if old[name]["state"] else ""
+                kept = " (its state is kept for its return)" if gone["state"] else ""
                 self.changes.append(f"task {name} removed{kept}")
-        for name in new:
+        for name, now in new.items():
             if name in old:
-                self.changes += _task_changes(name, old[name], new[name])
+                self.changes += _task_changes(name, old[name], now)
         shared_old = [n for n in old if n in new]
         shared_new = [n for n in new if n in old]
         if shared_old != shared_new:
@@ -122,7 +124,9 @@ def type_changed(name: Name, why: str) -> ChainChanged:
     )
 
 
-def load_cells(store: Store, comparison: Comparison, tasks: tuple[Task[Any], ...]) -> dict[Name, dict[Any, Any]]:
+def load_cells(
+    store: Store, comparison: Comparison, tasks: tuple[Task[Any], ...]
+) -> dict[Name, dict[Any, Any]]:
     """All cells of the chain at rest, checked against what it declares now."""
     specs: dict[Name, TableSpec] = {(t.name, n): s for t in tasks for n, s in type(t)._shape.tables.items()}
     try:

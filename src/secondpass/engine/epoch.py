@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -50,8 +51,9 @@ class Epoch:
     taken: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     _nows: list[float] | None = None
 
-    @property
+    @functools.cached_property
     def now_after(self) -> float:
+        """The stream's time after the epoch."""
         return max(self.now, max(self.times, default=self.now))
 
     def nows(self) -> list[float]:
@@ -91,7 +93,9 @@ class Epoch:
 class Outcome:
     """What an epoch changes: all of it is committed in one transaction."""
 
-    streams: dict[str, tuple[list[Any], list[int]]] = field(default_factory=dict[str, tuple[list[Any], list[int]]])
+    streams: dict[str, tuple[list[Any], list[int]]] = field(
+        default_factory=dict[str, tuple[list[Any], list[int]]]
+    )
     """By stream: the events put out, and the record index of each."""
     letters: list[DeadLetter] = field(default_factory=list[DeadLetter])
     deltas: dict[tuple[str, str], Delta] = field(default_factory=dict[tuple[str, str], Delta])

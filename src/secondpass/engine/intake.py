@@ -84,7 +84,9 @@ class _Feed:
 class Intake:
     """The sources of an app, as one sequence of epochs."""
 
-    def __init__(self, sources: Sequence[Any], places: list[Any], *, follow: bool, accept: bool = False) -> None:
+    def __init__(
+        self, sources: Sequence[Any], places: list[Any], *, follow: bool, accept: bool = False
+    ) -> None:
         self._feeds: list[_Feed] = []
         try:
             for i, source in enumerate(sources):
@@ -122,7 +124,9 @@ class Intake:
             return None
         return self._epoch(batch, number, first, now, taken)
 
-    def _epoch(self, batch: Batch, number: int, first: int, now: float, taken: list[tuple[int, int]]) -> Epoch:
+    def _epoch(
+        self, batch: Batch, number: int, first: int, now: float, taken: list[tuple[int, int]]
+    ) -> Epoch:
         events, origin = batch.events, batch.origin
         refused: dict[int, Refused | DeadLetter] = dict(batch.refused)
         times, intake_time = self._times(events)
@@ -150,7 +154,7 @@ class Intake:
             (kind,) = kinds
             found: list[Any] = list(map(self._reader(kind), events))
         else:
-            found = [self._reader(type(e))(e) for e in events]
+            found = [self._reader(e.__class__)(e) for e in events]
         if None not in found:
             return found, None
         at = time.time()
@@ -187,7 +191,9 @@ class Intake:
         for i in self._picked[:index] if len(self._feeds) > 1 else ():
             counts[i] += 1
         return [
-            place if not n else {"offset": place["offset"] if place else None, "skip": n + (place["skip"] if place else 0)}
+            place
+            if not n
+            else {"offset": place["offset"] if place else None, "skip": n + (place["skip"] if place else 0)}
             for place, n in zip(self._places_before, counts, strict=True)
         ]
 
@@ -216,7 +222,7 @@ class Intake:
         """A record without a usable time keeps its place behind the one before it."""
         if isinstance(record, Refused):
             return self._heads[index]
-        at = self._reader(type(record))(record)
+        at = self._reader(record.__class__)(record)
         return at if at is not None and refuse_time(at) is None else self._heads[index]
 
     def _by_arrival(self, limit: int, taken: list[tuple[int, int]]) -> Batch | None:

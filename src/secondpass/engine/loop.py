@@ -1,9 +1,9 @@
 """THE LOOP: what the hub does, over and over.
 
-    take        the records after the last committed position
-    run         each started task over the epoch, in chain order
-    commit      positions, deltas, outputs, dead letters, commands: one transaction
-    deliver     the outputs to the sinks, each with its number
+take        the records after the last committed position
+run         each started task over the epoch, in chain order
+commit      positions, deltas, outputs, dead letters, commands: one transaction
+deliver     the outputs to the sinks, each with its number
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Hub:
         return epoch
 
     def _command_epoch(self, number: int, progress: Progress) -> Epoch:
-        name, command = self._commands[0]
+        _, command = self._commands[0]
         found = self.store.letter(command.letter)
         events: list[Any] = []
         retry: Retry | None = None
@@ -130,7 +130,7 @@ class Hub:
             if self._decode_raw is not None and event is None:
                 return self._decode_raw(msgspec.json.encode(command.event))
             return untyped(command.event)
-        return owned(msgspec.convert({**msgspec.to_builtins(event), **command.event}, type(event)))
+        return owned(msgspec.convert({**msgspec.to_builtins(event), **command.event}, event.__class__))
 
     def wait(self) -> None:
         """Nothing there: look again soon after activity, seldom after a silence."""
@@ -206,7 +206,9 @@ class Hub:
             status[command.letter] = "sent" if epoch.events else "dropped"
             if not epoch.events and command.kind == "retry":
                 status = {}  # there is no such open letter any more
-            history.append((command.kind, {"letter": command.letter, "command": name, "reason": command.reason}))
+            history.append(
+                (command.kind, {"letter": command.letter, "command": name, "reason": command.reason})
+            )
         if epoch.intake_time is not None:
             history.append(("intake", {"count": epoch.count, "time": epoch.intake_time}))
         if epoch.taken:

@@ -76,7 +76,7 @@ def encode_json(events: list[Any]) -> bytes:
 def encode_events(events: list[Any]) -> bytes:
     """Events with their types, so that they come back as they were."""
     kinds = list(dict.fromkeys(map(type, events)))
-    which = None if len(kinds) < 2 else [kinds.index(type(e)) for e in events]
+    which = None if len(kinds) < 2 else [kinds.index(e.__class__) for e in events]
     return pack([[type_name(k) for k in kinds], which, events])
 
 
@@ -101,7 +101,7 @@ def encode_event(event: Any) -> bytes:
     if event is None:
         return b""
     try:
-        return pack([type_name(type(event)), event])
+        return pack([type_name(event.__class__), event])
     except (OverflowError, TypeError, ValueError):
         return pack([None, {"unstorable": repr(event)[:65536]}])
 
@@ -141,13 +141,15 @@ class Outbox:
             number = state["number"] if state else store.progress.kept_from.get(stream, 0)
             for row in store.outputs(stream, after=number):
                 failpoint("recover.deliver.before")
-                self._hand_over(stream, sink, row, None, skip=max(0, number - row.first))
+                self._hand_over(sink, row, None, skip=max(0, number - row.first))
                 failpoint("recover.deliver.after")
             sink.recovered()
         self._states = {stream: sink.sync() for stream, sink in self._sinks.items()}
         failpoint("recover.after")
 
-    def rows(self, store: Store, streams: dict[str, tuple[list[Any], list[int]]], first: int) -> list[OutputRow]:
+    def rows(
+        self, store: Store, streams: dict[str, tuple[list[Any], list[int]]], first: int
+    ) -> list[OutputRow]:
         """An epoch's outputs as rows to commit, numbered."""
         rows: list[OutputRow] = []
         for stream, (events, where) in streams.items():
@@ -158,7 +160,9 @@ class Outbox:
             body = encode_json(events) if as_json else encode_events(events)
             number = store.progress.numbers.get(stream, 0)
             positions = [first + i for i in where]
-            rows.append(OutputRow(stream, number, len(events), "json" if as_json else "events", positions, body))
+            rows.append(
+                OutputRow(stream, number, len(events), "json" if as_json else "events", positions, body)
+            )
         return rows
 
     def deliver(self, rows: list[OutputRow], streams: dict[str, tuple[list[Any], list[int]]]) -> None:
@@ -167,18 +171,18 @@ class Outbox:
             sink = self._sinks.get(row.stream)
             if sink is not None:
                 failpoint("deliver.before")
-                self._hand_over(row.stream, sink, row, streams[row.stream][0])
+                self._hand_over(sink, row, streams[row.stream][0])
                 failpoint("deliver.after")
                 self._unsynced += len(row.body)
                 if sink.at_least_once:
                     self._states[row.stream] = sink.sync()
 
-    def _hand_over(
-        self, stream: str, sink: Sink, row: OutputRow, events: list[Any] | None, skip: int = 0
-    ) -> None:
+    def _hand_over(self, sink: Sink, row: OutputRow, events: list[Any] | None, skip: int = 0) -> None:
         body, first, count = row.body, row.first, row.count
         if sink.format == "events" and events is None:
-            events = decode_events(body) if row.format == "events" else [untyped(d) for d in decode_plain(row)]
+            events = (
+                decode_events(body) if row.format == "events" else [untyped(d) for d in decode_plain(row)]
+            )
         elif sink.format == "json" and row.format != "json":
             body = encode_json(decode_events(body))
         if skip:

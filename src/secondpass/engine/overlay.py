@@ -20,15 +20,18 @@ what changed is found by comparing at the end of the epoch.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
-from typing import Any
+from typing import Any, cast
 
 from secondpass.codec import ordered
 from secondpass.state import MISSING, TableSpec
 
-_fetch = dict[Any, Any].get
-_put = dict[Any, Any].__setitem__
-_drop = dict[Any, Any].pop
+# The dict's own operations, past what the classes below put before them.
+_Dict = dict[Any, Any]
+_fetch = _Dict.get
+_put = _Dict.__setitem__
+_drop = _Dict.pop
 
 
 class Suspect(Exception):
@@ -125,27 +128,27 @@ class Cells(dict[Any, Any]):
 
     # The end of an epoch.
 
+    @abstractmethod
     def rollback(self) -> None:
         """Forget the epoch's writes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settle(self) -> Delta:
         """The epoch's writes as the delta to commit; raises `Suspect` where something is not exact."""
-        raise NotImplementedError
 
     def _check_keys(self) -> bool:
         key = self.spec.key
         if key.quick is None:
-            return all(map(key.exact, dict.keys(self)))
-        if not set(map(type, dict.keys(self))) <= key.quick:
+            return all(map(key.exact, _Dict.keys(self)))
+        if not set(map(type, _Dict.keys(self))) <= key.quick:
             return False
         # NaN and -0.0 would not be found again under themselves.
-        return float not in key.quick or all(k == k and str(k) != "-0.0" for k in dict.keys(self))  # noqa: PLR0124
+        return float not in key.quick or all(k == k and str(k) != "-0.0" for k in _Dict.keys(self))
 
     def _check_all(self) -> bool:
         """Whether every value may be committed as it stands."""
         quick = self.spec.value.quick
-        return quick is not None and set(map(type, dict.values(self))) <= quick
+        return quick is not None and set(map(type, _Dict.values(self))) <= quick
 
 
 class Mirror(Cells):
@@ -158,27 +161,31 @@ class Mirror(Cells):
 
     def __init__(self, spec: TableSpec, base: dict[Any, Any], clock: Any, ttl_s: float | None) -> None:
         super().__init__(spec, base, clock, ttl_s)
-        dict.update(self, base)
+        _Dict.update(self, base)
 
     def __missing__(self, key: Any) -> Any:
         return self._new(key)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(ordered(dict.__iter__(self)))
+        return iter(ordered(_Dict.__iter__(self)))
 
     def rollback(self) -> None:
-        dict.clear(self)
-        dict.update(self, self.base)
+        _Dict.clear(self)
+        _Dict.update(self, self.base)
 
     def settle(self) -> Delta:
         if not self._check_keys() or not self._check_all():
             raise Suspect
         base = self.base
         before = base.get
-        changed = {k: v for k, v in zip(dict.keys(self), dict.values(self), strict=True) if before(k, MISSING) is not v}
+        changed = {
+            k: v
+            for k, v in zip(_Dict.keys(self), _Dict.values(self), strict=True)
+            if before(k, MISSING) is not v
+        }
         came = sum(k not in base for k in changed)
         # Only where cells were deleted are there fewer than there were and came.
-        gone = base.keys() - set(dict.keys(self)) if dict.__len__(self) != len(base) + came else set[Any]()
+        gone = base.keys() - set(_Dict.keys(self)) if _Dict.__len__(self) != len(base) + came else set[Any]()
         return Delta(changed, gone)
 
 
@@ -195,10 +202,6 @@ class Overlay(Cells):
         if found is MISSING and key not in self.gone:
             found = self.base.get(key, MISSING)
         return found
-
-    def _rest(self, key: Any, entry: Any) -> Any:
-        """An overlay's entry as the base holds it; raises `Suspect` where its type is not exact."""
-        raise AssertionError("tables of scalars settle as a whole")
 
     # The dict's face.
 
@@ -228,7 +231,7 @@ class Overlay(Cells):
 
     def __iter__(self) -> Iterator[Any]:
         known = {k for k in self.base if k not in self.gone}
-        known.update(dict.__iter__(self))
+        known.update(_Dict.__iter__(self))
         return iter([k for k in ordered(known) if self._live(k) is not MISSING])
 
     def __len__(self) -> int:
@@ -249,7 +252,7 @@ class Overlay(Cells):
         return self[key]
 
     def update(self, other: Any = (), /, **more: Any) -> None:
-        pairs = other.items() if isinstance(other, Mapping) else other
+        pairs: Any = cast("Mapping[Any, Any]", other).items() if isinstance(other, Mapping) else other
         for key, value in (*pairs, *more.items()):
             self[key] = value
 
@@ -258,31 +261,37 @@ class Overlay(Cells):
             self._delete(key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mapping) and dict(self.items()) == dict(other.items())
+        return isinstance(other, Mapping) and dict(self.items()) == dict(
+            cast("Mapping[Any, Any]", other).items()
+        )
 
     def __ne__(self, other: object) -> bool:
         return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
 
     # The end of an epoch.
 
     def rollback(self) -> None:
         """Forget the epoch's writes."""
-        dict.clear(self)
+        _Dict.clear(self)
         self.gone.clear()
 
     def settle(self) -> Delta:
         """The epoch's writes as the delta to commit; raises `Suspect` where something is not exact."""
-        if not dict.__len__(self) and not self.gone:
+        if not _Dict.__len__(self) and not self.gone:
             return Delta({}, set())
         if not self._check_keys() or not self._check_all():
             raise Suspect
         changed = self._changed()
-        gone = {k for k in self.gone if k in self.base and k not in changed and not dict.__contains__(self, k)}
+        gone = {
+            k for k in self.gone if k in self.base and k not in changed and not _Dict.__contains__(self, k)
+        }
         self.rollback()
         return Delta(changed, gone)
 
     def _changed(self) -> dict[Any, Any]:
-        return dict(zip(dict.keys(self), dict.values(self), strict=True))
+        return dict(zip(_Dict.keys(self), _Dict.values(self), strict=True))
 
 
 class ObjectOverlay(Overlay):
@@ -313,7 +322,7 @@ class ObjectOverlay(Overlay):
     def _changed(self) -> dict[Any, Any]:
         encode, exact, base = self.spec.value.encode, self.spec.value.exact, self.base
         changed: dict[Any, Any] = {}
-        for key, live in zip(dict.keys(self), dict.values(self), strict=True):
+        for key, live in zip(_Dict.keys(self), _Dict.values(self), strict=True):
             rest = self._encode(encode, live)
             if base.get(key) != rest:
                 if not exact(live):
@@ -354,7 +363,7 @@ class TtlOverlay(Overlay):
 
     def _check_all(self) -> bool:
         quick = self.spec.value.quick
-        return quick is not None and {type(entry[0]) for entry in dict.values(self)} <= quick
+        return quick is not None and {type(entry[0]) for entry in _Dict.values(self)} <= quick
 
 
 class ObjectTtlOverlay(ObjectOverlay):
@@ -383,7 +392,7 @@ class ObjectTtlOverlay(ObjectOverlay):
     def _changed(self) -> dict[Any, Any]:
         encode, exact, base = self.spec.value.encode, self.spec.value.exact, self.base
         changed: dict[Any, Any] = {}
-        for key, (live, written) in zip(dict.keys(self), dict.values(self), strict=True):
+        for key, (live, written) in zip(_Dict.keys(self), _Dict.values(self), strict=True):
             rest = (self._encode(encode, live), written)
             if base.get(key) != rest:
                 if not exact(live):

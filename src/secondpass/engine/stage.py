@@ -143,7 +143,9 @@ class Stage:
         }
         self._live = CallValues(shape.values, dict(values))
         self._outputs = {n: Output[Any](s, self._moment.emit) for n, s in shape.outputs.items()}
-        self._swept = {n: 2 * len(cells) + 1024 for n, cells in self.tables.items() if self.ttl_s[n] is not None}
+        self._swept = {
+            n: 2 * len(cells) + 1024 for n, cells in self.tables.items() if self.ttl_s[n] is not None
+        }
         self._deltas: dict[str, Delta] = {}
         self._values_after = values
         self._settled = False
