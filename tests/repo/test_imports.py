@@ -201,9 +201,9 @@ def house(tmp_path: Path) -> Path:
         "__init__.py": "from secondpass.app import App as App\n",
         "errors.py": "",
         "event.py": "from secondpass.errors import SecondpassError\n",
-        "app.py": "def run():\n    from secondpass.engine import loop\n    loop.run()\n",
+        "app.py": "def run():\n    from secondpass.engine import run\n    run.run()\n",
         "engine/__init__.py": "",
-        "engine/loop.py": "from secondpass.app import App\nimport secondpass.event\n",
+        "engine/run.py": "from secondpass.app import App\nimport secondpass.event\n",
     }.items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text)
@@ -215,7 +215,7 @@ def test_a_house_in_order_passes_with_its_lazy_exception(house: Path) -> None:
 
 
 def test_the_exception_holds_inside_a_function_only(house: Path) -> None:
-    (house / "app.py").write_text("from secondpass.engine import loop\n")
+    (house / "app.py").write_text("from secondpass.engine import run\n")
     assert [line.split(":")[1] for line in steps_up(house)] == ["1"]
 
 
