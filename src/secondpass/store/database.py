@@ -49,6 +49,8 @@ SQLITE_MIN = (3, 51, 3)
 """Older ones can corrupt a WAL database (the WAL-reset bug, mended in 3.51.3)."""
 KEEP_OUTPUT_BYTES = 16 * 1024 * 1024
 """How much of what a sink already holds is kept for `secondpass outputs`."""
+WAL_PAGES = 4000
+"""How many pages the WAL may hold before they are copied into the database."""
 _LOAD_ROWS = 50_000
 
 
@@ -66,7 +68,9 @@ class OutputRow:
 
     __slots__ = ("body", "count", "first", "format", "positions", "stream")
 
-    def __init__(self, stream: str, first: int, count: int, format_: str, positions: Any, body: bytes) -> None:
+    def __init__(
+        self, stream: str, first: int, count: int, format_: str, positions: Any, body: bytes
+    ) -> None:
         self.stream = stream
         self.first = first
         self.count = count
@@ -82,8 +86,9 @@ class Store:
         self._db = connection
         self.directory = directory
         self._lock = lock
-        self._fence = 0
+        self._turn = 0
         self._epoch = 0
+        self._failed = False
         self.progress = Progress()
         self._tables: dict[tuple[str, str], int] = {}
         self._fold = Fold(connection)
@@ -91,8 +96,19 @@ class Store:
     # ---- opening
 
     @classmethod
-    def open(cls, directory: Path, *, take_over: bool = False, vfs: str | None = None) -> Store:
-        """Open a store to write, making it when there is none; raises `StoreLocked` when another has it."""
+    def open(
+        cls,
+        directory: Path,
+        *,
+        take_over: bool = False,
+        vfs: str | None = None,
+        synchronous: str = "FULL",
+        wal_pages: int = WAL_PAGES,
+    ) -> Store:
+        """Open a store to write, making it when there is none; raises `StoreLocked` when another has it.
+
+        `vfs`, `synchronous` and `wal_pages` are for the tests that lose power: less than FULL loses epochs.
+        """
         require_sqlite()
         try:
             made = not directory.is_dir()
@@ -104,8 +120,7 @@ class Store:
         try:
             failpoint("store.open.before")
             store = cls(connect(directory / FILE, vfs=vfs), directory, lock)
-            with _translated(directory):
-                store._prepare()
+            store._prepare(synchronous, wal_pages)
             if made:
                 _sync_directory(directory.parent)
             _sync_directory(directory)
@@ -135,25 +150,25 @@ class Store:
             store._read_progress()
         return store
 
-    def _prepare(self) -> None:
+    def _prepare(self, synchronous: str = "FULL", wal_pages: int = WAL_PAGES) -> None:
         db = self._db
         if self.directory is not None:
+            db.execute("PRAGMA page_size = 4096")
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA wal_autocheckpoint = 4000")
+            db.execute(f"PRAGMA synchronous = {synchronous}")
+            db.execute(f"PRAGMA wal_autocheckpoint = {wal_pages}")
         db.execute("PRAGMA mmap_size = 0")
         db.execute("PRAGMA cell_size_check = ON")
         db.execute("PRAGMA trusted_schema = OFF")
-        with db:
-            if not list(db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'progress'")):
+        with self._transaction():
+            if not list(db.execute("SELECT 1 FROM sqlite_schema")):
                 db.execute(SCHEMA)
                 self._put_meta("store", {"format": FORMAT, "created": time.time()})
-                body = encode_progress(self.progress)
-                db.execute("INSERT INTO progress VALUES (1, 0, 0, ?, ?)", (body, crc(b"0", body)))
+                db.execute("INSERT INTO progress VALUES (0, 0, ?, ?)", _progress_row(0, 0, self.progress))
             self._check_version()
-            db.execute("UPDATE progress SET fence = fence + 1")
+            self._read_progress()
+            self._write_progress(self._epoch)  # from here on, whoever wrote before us cannot
             failpoint("store.prepare.commit")
-        self._read_progress()
 
     def _check_version(self) -> None:
         found = self.meta("store")
@@ -166,11 +181,11 @@ class Store:
             )
 
     def _read_progress(self) -> None:
-        rows = list(self._db.execute("SELECT fence, epoch, body, crc FROM progress"))
+        rows = list(self._db.execute("SELECT turn, epoch, body, crc FROM progress"))
         if len(rows) != 1:
             raise damaged("it has no progress record")
-        self._fence, self._epoch, body, stored = rows[0]
-        check("the progress record", stored, b"%d" % self._epoch, body)
+        self._turn, self._epoch, body, stored = rows[0]
+        check("the progress record", stored, b"%d %d" % (self._turn, self._epoch), body)
         self.progress = decode_progress(body)
 
     @property
@@ -178,15 +193,18 @@ class Store:
         """The number of the last committed epoch."""
         return self._epoch
 
+    @property
+    def turn(self) -> int:
+        """The number of the last transaction: epochs, starts and openings."""
+        return self._turn
+
     def close(self, *, checkpoint: bool = True) -> None:
         """Let the store go."""
         failpoint("close.before")
         try:
-            if checkpoint and self.directory is not None and self._lock is not None:
-                self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            self._db.close()
-        except apsw.Error:
-            # Everything acknowledged is in the WAL already; the next start checkpoints it.
+            if self._failed or not checkpoint:
+                # After a failed write the disk decides what there is, not this process.
+                self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self._db.close(True)
         finally:
             if self._lock is not None:
@@ -204,7 +222,9 @@ class Store:
 
     def _put_meta(self, name: str, found: Any) -> None:
         body = pack(found)
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (name, body, crc(name.encode(), body)))
+        self._db.execute(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (name, body, crc(name.encode(), body))
+        )
 
     def history(self) -> Iterator[tuple[int, str, Any]]:
         """Starts, chain changes and retries: (position, kind, details), in order."""
@@ -292,9 +312,7 @@ class Store:
         self._fold.cells_total = sum(map(len, cells.values()))
         return cells
 
-    def _load_table(
-        self, number: int, name: tuple[str, str], codec: CellCodec, into: dict[Any, Any]
-    ) -> None:
+    def _load_table(self, number: int, name: tuple[str, str], codec: CellCodec, into: dict[Any, Any]) -> None:
         total = 0
         cursor = self._db.execute("SELECT key, entry FROM cells WHERE tbl = ?", (number,))
         while rows := list(islice(cursor, _LOAD_ROWS)):
@@ -354,7 +372,8 @@ class Store:
                 body = encode_delta(parts)
                 previous = progress.last_delta
                 db.execute(
-                    "INSERT INTO deltas VALUES (?, ?, ?, ?)", (epoch, previous, body, crc(b"%d" % previous, body))
+                    "INSERT INTO deltas VALUES (?, ?, ?, ?)",
+                    (epoch, previous, body, crc(b"%d" % previous, body)),
                 )
                 progress.last_delta = epoch
                 self._fold.added(sum(len(d.changed) + len(d.gone) for d in deltas.values()))
@@ -380,15 +399,18 @@ class Store:
         failpoint("commit.after")
 
     def _write_progress(self, epoch: int) -> None:
-        body = encode_progress(self.progress)
+        """Take the next turn, which only the writer of the last one can."""
+        turn = self._turn + 1
+        row = _progress_row(turn, epoch, self.progress)
         self._db.execute(
-            "UPDATE progress SET epoch = ?, body = ?, crc = ? WHERE fence = ? AND epoch = ?",
-            (epoch, body, crc(b"%d" % epoch, body), self._fence, self._epoch),
+            "UPDATE progress SET turn = ?, epoch = ?, body = ?, crc = ? WHERE turn = ?",
+            (turn, epoch, *row, self._turn),
         )
         if self._db.changes() != 1:
             raise StoreError(
                 f"another process has taken over {self.directory}; this one stops without committing, nothing is lost"
             )
+        self._turn = turn
 
     def _put_output(self, row: OutputRow) -> None:
         progress = self.progress
@@ -404,7 +426,13 @@ class Store:
                 total,
                 positions,
                 row.body,
-                crc(row.stream.encode(), b"%d %d" % (row.first, row.count), row.format.encode(), positions, row.body),
+                crc(
+                    row.stream.encode(),
+                    b"%d %d" % (row.first, row.count),
+                    row.format.encode(),
+                    positions,
+                    row.body,
+                ),
             ),
         )
         progress.totals[row.stream] = total
@@ -426,8 +454,22 @@ class Store:
                 self.progress.kept_from[stream] = state["number"] if first is None else first
                 failpoint("prune.after")
 
-    def _transaction(self) -> Any:
-        return _Transaction(self._db, self.directory)
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One transaction; a failed one is the last: what this process knows may differ from the disk."""
+        if self._failed:
+            raise StoreError(f"an earlier write to {self.directory} failed; open the store again to go on")
+        try:
+            with _translated(self.directory):
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
+        except BaseException:
+            self._failed = True
+            with contextlib.suppress(apsw.Error):
+                # SQLite may have rolled back by itself; the first error is the one to report.
+                self._db.execute("ROLLBACK")
+            raise
 
     # ---- outputs and dead letters
 
@@ -463,7 +505,9 @@ class Store:
     def letters(self, status: str | None = None) -> Iterator[tuple[int, str, StoredLetter]]:
         """Dead letters as (id, status, letter), in the order of the stream."""
         found = 0
-        for number, state, body, stored in self._db.execute("SELECT id, status, body, crc FROM dead_letters ORDER BY id"):
+        for number, state, body, stored in self._db.execute(
+            "SELECT id, status, body, crc FROM dead_letters ORDER BY id"
+        ):
             check(f"dead letter {number}", stored, b"%d" % number, state.encode(), body)
             found += 1
             if status is None or state == status:
@@ -488,31 +532,6 @@ class Store:
                 "UPDATE dead_letters SET status = ?, crc = ? WHERE id = ?",
                 (status, crc(b"%d" % number, status.encode(), body), number),
             )
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE ... COMMIT, with SQLite's errors in our words."""
-
-    def __init__(self, db: apsw.Connection, directory: Path | None) -> None:
-        self._db = db
-        self._translate = _translated(directory)
-
-    def __enter__(self) -> None:
-        with self._translate:
-            self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
-        if error is None:
-            with self._translate:
-                self._db.execute("COMMIT")
-            return None
-        if self._db.in_transaction:
-            try:
-                self._db.execute("ROLLBACK")
-            except apsw.Error:
-                # SQLite has rolled back by itself; the first error is the one to report.
-                return self._translate.__exit__(kind, error, trace)
-        return self._translate.__exit__(kind, error, trace)
 
 
 @contextlib.contextmanager
@@ -584,9 +603,14 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def _progress_row(turn: int, epoch: int, progress: Progress) -> tuple[bytes, int]:
+    body = encode_progress(progress)
+    return body, crc(b"%d %d" % (turn, epoch), body)
+
+
 def _squeeze(positions: list[int]) -> Any:
-    """Consecutive positions as their ends."""
-    if positions and positions[-1] - positions[0] == len(positions) - 1:
+    """Consecutive positions as their ends; one position may have put out several, another none."""
+    if positions and positions == list(range(positions[0], positions[0] + len(positions))):
         return {"from": positions[0], "to": positions[-1]}
     return positions
 

@@ -48,7 +48,10 @@ class Fold:
     def step(self, progress: Progress, epoch: int, *, whole: bool = False) -> None:
         """Do a slice of the work inside the transaction of `epoch`, if there is any to do."""
         if not self._pending and self._upto <= progress.folded:
-            due = self.cells_waiting >= max(CELLS_MIN, self.cells_total // 2) or self.deltas_waiting >= DELTAS_MAX
+            due = (
+                self.cells_waiting >= max(CELLS_MIN, self.cells_total // 2)
+                or self.deltas_waiting >= DELTAS_MAX
+            )
             if not due and not (whole and self.deltas_waiting):
                 return
             self._begin(progress, epoch)
@@ -91,8 +94,12 @@ class Fold:
                 old.setdefault(table, []).append((key, before))
             if entry is not None:
                 new.setdefault(table, []).append((key, entry))
-        self._db.executemany("DELETE FROM cells WHERE tbl = ? AND key = ?", [p[:2] for p in part if p[2] is None])
-        self._db.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?)", [p for p in part if p[2] is not None])
+        self._db.executemany(
+            "DELETE FROM cells WHERE tbl = ? AND key = ?", [p[:2] for p in part if p[2] is None]
+        )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO cells VALUES (?, ?, ?)", [p for p in part if p[2] is not None]
+        )
         for table in {*old, *new}:
             before, after = old.get(table, []), new.get(table, [])
             progress.sums[table] = progress.sums.get(table, 0) - sum_of_cells(before) + sum_of_cells(after)

@@ -1,7 +1,7 @@
 """What the store's bytes look like. Every row carries a checksum; every format is versioned by `FORMAT`.
 
     meta            name -> body              "store": format, app; "chain": the tasks and their tables
-    progress        one row                   everything that changes with each epoch
+    progress        turn -> body              one row: everything that changes with each epoch
     cells           (table, key) -> entry     the state up to the epoch `folded`
     deltas          epoch -> body             what each epoch since then changed
     outputs         (stream, first) -> body   numbered outputs, as committed
@@ -29,9 +29,8 @@ FORMAT = 1
 FILE = "store.db"
 
 SCHEMA = """
+CREATE TABLE progress (turn INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, body BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE progress (id INTEGER PRIMARY KEY CHECK (id = 1), fence INTEGER NOT NULL, epoch INTEGER NOT NULL,
-    body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE cells (tbl INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (tbl, key))
     WITHOUT ROWID;
 CREATE TABLE deltas (epoch INTEGER PRIMARY KEY, previous INTEGER NOT NULL, body BLOB NOT NULL,

@@ -126,7 +126,11 @@ def _started(pid: int) -> float | None:
 def _end(fd: int, holder: dict[str, Any], directory: Path) -> None:
     """End the holder, gently first, and wait for its lock."""
     pid = holder.get("pid")
-    if holder.get("host") != socket.gethostname() or holder.get("boot") != _boot_id() or not isinstance(pid, int):
+    if (
+        holder.get("host") != socket.gethostname()
+        or holder.get("boot") != _boot_id()
+        or not isinstance(pid, int)
+    ):
         raise StoreError(
             f"the store {directory} is held by {_describe(holder)}, which is not on this machine; end it there"
         )
@@ -135,7 +139,9 @@ def _end(fd: int, holder: dict[str, Any], directory: Path) -> None:
             os.kill(pid, signal_number)
         if _wait_for_lock(fd, wait_s):
             return
-    raise StoreError(f"{_describe(holder)} was killed and still holds {directory / FILE}; is it stuck in the kernel?")
+    raise StoreError(
+        f"{_describe(holder)} was killed and still holds {directory / FILE}; is it stuck in the kernel?"
+    )
 
 
 def _wait_for_lock(fd: int, wait_s: float) -> bool:
