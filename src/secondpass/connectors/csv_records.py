@@ -110,6 +110,12 @@ class CsvRecords:
     def parse(self, data: bytes, start: int, limit: int, *, final: bool) -> Parsed:
         if self._fields is None:
             return self._header(data, final=final)
+        parsed = self._parse(data, start, limit, final=final)
+        if parsed.events and self._maker.looks:
+            self._maker.look(parsed.events[0], self._fields)
+        return parsed
+
+    def _parse(self, data: bytes, start: int, limit: int, *, final: bool) -> Parsed:
         if b'"' not in data:
             lines = data.count(b"\n") + (not data.endswith(b"\n"))
             if lines > limit:
@@ -119,7 +125,8 @@ class CsvRecords:
                 return Parsed(len(data), len(events), events)
         rows, lines = self._rows(data, limit, final=final)
         parsed = Parsed(used=_bytes_of(data, lines))
-        wrong = any(isinstance(r.cells, Exception) or len(r.cells) != len(self._fields) for r in rows)
+        width = len(self._fields or ())
+        wrong = any(isinstance(r.cells, Exception) or len(r.cells) != width for r in rows)
         events = None if wrong else self._events([typing.cast("list[str]", r.cells) for r in rows], data)
         if events is None:
             self._one_by_one(data, start, rows, parsed)
@@ -204,10 +211,7 @@ class CsvRecords:
                 found = msgspec.convert(found, kind, strict=False, dec_hook=codec.decode_hook)
         except Exception:  # noqa: BLE001 - whatever is wrong is found again, and said, row by row
             return None
-        events = self._maker.all(found, data, flat=True)
-        if events and self._maker.looks:
-            self._maker.look(events[0], self._fields or [])
-        return events
+        return self._maker.all(found, data, flat=True)
 
     def _prepared(self, rows: list[list[str]]) -> list[dict[str, Any]]:
         """Rows as mappings, with what a cell's text cannot say filled in."""
