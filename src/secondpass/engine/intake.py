@@ -12,10 +12,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from secondpass.connectors.contract import Batch, Reader
 from secondpass.engine.epoch import Epoch
 from secondpass.errors import InputError
-from secondpass.event import LATEST_TIME_S, event_types, time_reader
+from secondpass.event import LATEST_TIME_S, event_types, owned, time_reader, untyped
 from secondpass.record import INTAKE, DeadLetter, Refused, refuse_time
 
 
@@ -24,6 +26,7 @@ class _Feed:
 
     def __init__(self, source: Any, place: dict[str, Any] | None, follow: bool, accept: bool) -> None:
         self.name: str = source.name
+        self.type: Any = source.type
         self.following = follow or source.following
         self.before: Any = place["offset"] if place else None
         self.reader: Reader = source.open(self.before, follow=self.following, accept=accept)
@@ -240,6 +243,17 @@ class Intake:
         if not picked and all(f.ended for f in self._feeds):
             return None
         return _batch_of(picked)
+
+    def decode(self, source: str, raw: bytes) -> Any:
+        """One record of a source, from its bytes; raises where they are no event."""
+        for feed in self._feeds:
+            if feed.name == source:
+                decode = getattr(feed.reader, "decode", None)
+                if decode is not None:
+                    return decode(raw)
+                found: Any = msgspec.json.decode(raw)
+                return owned(msgspec.convert(found, feed.type) if event_types(feed.type) else untyped(found))
+        raise InputError(f"the app no longer has the source {source}")
 
     def verify(self) -> None:
         """Look again at what was read, before it is committed."""

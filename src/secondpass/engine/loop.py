@@ -26,7 +26,7 @@ from secondpass.engine.summary import Summary, merge_tally
 from secondpass.errors import TaskError
 from secondpass.event import owned, untyped
 from secondpass.failpoints import failpoint
-from secondpass.record import DeadLetter, Retry
+from secondpass.record import DeadLetter, Retry, error_text
 from secondpass.reference import Tally, stop_error
 from secondpass.store.database import Store
 from secondpass.store.format import Progress, StoredLetter
@@ -52,7 +52,8 @@ class Hub:
         self.on_epoch: Callable[[Hub], None] = lambda _: None
         self._commands: list[tuple[str, Command]] = []
         self._active_at = time.monotonic()
-        self._decode_raw: Callable[[bytes], Any] | None = None
+        self._refusal: str | None = None
+        """Why the command at hand is left out."""
         self._tallies = {
             name: msgspec.convert(tally, Tally) for name, tally in store.progress.tallies.items()
         }
@@ -82,7 +83,11 @@ class Hub:
         progress = self.store.progress
         number = self.store.epoch + 1
         if self.spool is not None and not self._commands:
-            self._commands = [c for c in self.spool.waiting() if c[0] not in progress.commands]
+            for name, command in self.spool.waiting():
+                if name in progress.commands:
+                    self.spool.remove(name)  # a crash came between its commit and this
+                else:
+                    self._commands.append((name, command))
         if self._commands:
             return self._command_epoch(number, progress)
         limit = self.pacer.limit()
@@ -97,14 +102,23 @@ class Hub:
 
     def _command_epoch(self, number: int, progress: Progress) -> Epoch:
         _, command = self._commands[0]
-        found = self.store.letter(command.letter)
+        self._refusal, retry = None, Retry(command.letter, "", None)
         events: list[Any] = []
-        retry: Retry | None = None
-        if command.kind == "retry" and found is not None and found[0] == "open":
+        found = self.store.letter(command.letter)
+        if found is None:
+            self._refusal = f"there is no dead letter {command.letter}"
+        elif found[0] != "open":
+            self._refusal = f"dead letter {command.letter} was {found[0]} already"
+        elif command.kind == "retry":
             letter = found[1]
             task = letter.task if letter.task in [s.name for s in self.chain.stages] else ""
-            retry = Retry(command.letter, task, self._event_of(letter, command))
-            events = [retry.event]
+            try:
+                retry = Retry(command.letter, task, self._event_of(letter, command))
+                events = [retry.event]
+            except Exception as error:  # noqa: BLE001 - data from outside, and a type's own checks may raise anything
+                self._refusal = f"dead letter {command.letter} is no event: {error_text(error)}"
+        if self._refusal is not None:
+            logging.getLogger("secondpass").warning("the %s is left out: %s", command.kind, self._refusal)
         return Epoch(
             number=number,
             first=progress.position,
@@ -116,19 +130,18 @@ class Hub:
             now=progress.now,
             offsets=progress.sources,
             kinds=set(map(type, events)),
-            retry=retry or Retry(command.letter, "", None),
+            retry=retry,
         )
 
     def _event_of(self, letter: StoredLetter, command: Command) -> Any:
         """The event to send again: as it was, or mended with new fields."""
         event = decode_event(letter.event)
+        if event is None:
+            raw = letter.raw if command.event is None else msgspec.json.encode(command.event)
+            return self.intake.decode(letter.source, raw)
         if command.event is None:
-            if event is None and self._decode_raw is not None:
-                return self._decode_raw(letter.raw)
             return event
-        if event is None or isinstance(event, dict):
-            if self._decode_raw is not None and event is None:
-                return self._decode_raw(msgspec.json.encode(command.event))
+        if isinstance(event, dict):
             return untyped(command.event)
         return owned(msgspec.convert({**msgspec.to_builtins(event), **command.event}, event.__class__))
 
@@ -145,7 +158,7 @@ class Hub:
         """Run the chain; where a task must stop the app, commit what precedes and raise."""
         self._active_at = time.monotonic()
         if epoch.retry is not None and not epoch.events:
-            return Outcome()  # a dead letter was dropped, or its retry came too late
+            return Outcome()  # a dead letter is dropped, or the command is left out
         collecting = gc.isenabled()
         # Events hold no cycles and die with the epoch: looking for garbage among them costs a tenth.
         gc.disable()
@@ -185,10 +198,10 @@ class Hub:
         for name, tally in outcome.tallies.items():
             merge_tally(self._tallies.setdefault(name, Tally()), tally)
             merge_tally(self.summary.tasks.setdefault(name, Tally()), tally)
-        is_drop = epoch.retry is not None and not epoch.events
+        no_record = epoch.retry is not None and not epoch.events
         progress = msgspec.structs.replace(
             before,
-            position=before.position + (0 if is_drop else epoch.count),
+            position=before.position + (0 if no_record else epoch.count),
             now=epoch.now_after,
             sources=epoch.offsets,
             tallies={name: asdict(tally) for name, tally in self._tallies.items()},
@@ -203,12 +216,10 @@ class Hub:
         if epoch.retry is not None:
             name, command = self._commands.pop(0)
             progress.commands = [*before.commands, name][-64:]
-            status[command.letter] = "sent" if epoch.events else "dropped"
-            if not epoch.events and command.kind == "retry":
-                status = {}  # there is no such open letter any more
-            history.append(
-                (command.kind, {"letter": command.letter, "command": name, "reason": command.reason})
-            )
+            if self._refusal is None:
+                status[command.letter] = "sent" if epoch.events else "dropped"
+            kind, reason = (command.kind, command.reason) if self._refusal is None else ("left out", self._refusal)
+            history.append((kind, {"letter": command.letter, "command": name, "reason": reason}))
         if epoch.intake_time is not None:
             history.append(("intake", {"count": epoch.count, "time": epoch.intake_time}))
         if epoch.taken:
@@ -219,8 +230,8 @@ class Hub:
         letters = [stored_letter(letter) for letter in outcome.letters]
         self.store.commit(progress, deltas, rows, letters, history, status)
         self.chain.apply(outcome)
-        for name in progress.commands if epoch.retry is not None and self.spool is not None else ():
-            self.spool.remove(name)  # type: ignore[union-attr]
+        if epoch.retry is not None and self.spool is not None:
+            self.spool.remove(progress.commands[-1])
         self._count(epoch, outcome)
         return rows
 
