@@ -12,11 +12,11 @@
     ├── WorldError              the world outside failed
     │   ├── InputError          an input cannot be read, or is not the one read before
     │   ├── OutputError         an output cannot be written, or is not the one written before
-    │   ├── StoreError          the store cannot be used
-    │   │   ├── StoreLocked     another process holds it
-    │   │   ├── StoreFull       there is no space left
-    │   │   ├── StoreDamaged    its content fails its checksums
-    │   │   └── StoreVersion    it was written by a newer secondpass
+    │   └── StoreError          the store cannot be used
+    │       ├── StoreLocked     another process holds it
+    │       ├── StoreFull       there is no space left
+    │       ├── StoreDamaged    its content fails its checksums
+    │       └── StoreVersion    it was written by a newer secondpass
     └── InternalError           a bug of ours
 
 A message says what happened, where, and what to do next. Errors pickle, so they can cross processes.
