@@ -22,6 +22,7 @@ from secondpass.engine.outbox import Outbox
 from secondpass.engine.stage import Stage
 from secondpass.engine.summary import Summary
 from secondpass.errors import SecondpassError, SetupFailed
+from secondpass.failpoints import failpoint
 from secondpass.record import error_text
 from secondpass.store.database import Store
 from secondpass.store.lock import StoreLock
@@ -110,25 +111,34 @@ def _stage(task: Task[Any], tables: dict[str, dict[Any, Any]], values: dict[str,
 
 def throw_away(app: App, store: Path, *, take_over: bool = False) -> None:
     """Delete a store's content and the output files that it wrote."""
-    if (store / "store.db").is_file():
-        for stream, sink in app.sinks.items():
-            discard = getattr(as_sink(sink), "discard", None)
-            if discard is not None:
-                with _reading(store) as old:
-                    state = old.progress.sinks.get(stream) if old is not None else None
-                if state is not None:
-                    discard(state)
     lock = StoreLock(store)
     lock.acquire(take_over=take_over)
     try:
+        failpoint("fresh.before")
+        # The outputs first: while the store says what they are, this can be done again after a crash.
+        if (store / "store.db").is_file():
+            for stream, sink in app.sinks.items():
+                _throw_away_output(store, stream, sink)
         for name in _STORE_FILES:
             path = store / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+            failpoint("fresh.file.after")
     finally:
         lock.release()
+
+
+def _throw_away_output(store: Path, stream: str, sink: Any) -> None:
+    discard = getattr(as_sink(sink), "discard", None)
+    if discard is None:
+        return
+    with _reading(store) as old:
+        state = old.progress.sinks.get(stream) if old is not None else None
+    if state is not None:
+        discard(state)
+    failpoint("fresh.output.after")
 
 
 class _reading:  # noqa: N801  # reads as a phrase: `with _reading(store) as old:`
