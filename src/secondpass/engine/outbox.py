@@ -175,7 +175,8 @@ class Outbox:
                 failpoint("deliver.after")
                 self._unsynced += len(row.body)
                 if sink.at_least_once:
-                    self._states[row.stream] = sink.sync()
+                    # A new dict: the last one is in the last commit, and must stay what was committed.
+                    self._states = {**self._states, row.stream: sink.sync()}
 
     def _hand_over(self, sink: Sink, row: OutputRow, events: list[Any] | None, skip: int = 0) -> None:
         body, first, count = row.body, row.first, row.count
@@ -200,7 +201,7 @@ class Outbox:
             self._states = {stream: sink.sync() for stream, sink in self._sinks.items()}
             failpoint("sink.sync.after")
             self._synced_at, self._unsynced = time.monotonic(), 0
-        return self._states
+        return dict(self._states)
 
     def close(self) -> None:
         """Let go of all sinks."""
