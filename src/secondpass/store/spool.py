@@ -19,6 +19,7 @@ from secondpass.errors import StoreError
 from secondpass.failpoints import failpoint
 
 DIRECTORY = "commands"
+_TICK_NS = 2_000_000_000  # the coarsest clock of a file system in use
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -69,8 +70,9 @@ class Spool:
             return []
         if changed_at == self._seen_at:
             return []
-        # Looked at before listing: what arrives in between is found the next time.
-        self._seen_at = changed_at
+        # Looked at before listing: what arrives in between is found the next time. A change within the
+        # same tick of the file system's clock would not show, so a young time is not relied upon.
+        self._seen_at = changed_at if time.time_ns() - changed_at > _TICK_NS else -1
         found: list[tuple[str, Command]] = []
         for path in sorted(self._path.glob("[0-9]*.json")):
             try:
