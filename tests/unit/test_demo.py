@@ -15,7 +15,6 @@ import pytest
 from rich.console import Console
 
 from secondpass import testing
-from secondpass.loading import load
 from secondpass.demo import as_json, render, roadside_app, run_demo, simulate
 from secondpass.demo.__main__ import main
 from secondpass.demo.report import DemoReport
@@ -31,6 +30,7 @@ from secondpass.demo.run import score_directory
 from secondpass.demo.scoring import PAGED_S, Score, score
 from secondpass.demo.simulation import CAMERAS, WESTBOUND, Simulation, Truth
 from secondpass.errors import SettingsError
+from secondpass.loading import load
 
 
 def detections(*seen: tuple[int, float]) -> list[Detection]:
