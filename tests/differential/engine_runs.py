@@ -1,0 +1,330 @@
+"""The engine, run in a prescribed way over a prescribed log, and what it left behind.
+
+A log is a list of records: events, `Refused`, and, between runs, `Retry`. It reaches the engine through
+`Scripted` sources that cut it into batches as they like. A `Pace` cuts epochs and chooses between the
+fast and the careful way. `Killed` ends a run at any failpoint as abruptly as one process can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from secondpass import App, codec, reference
+from secondpass.app import MAIN
+from secondpass.connectors.contract import Batch
+from secondpass.engine import intake as intake_module
+from secondpass.engine.compare import codecs_of
+from secondpass.engine.outbox import decode_event, decode_events
+from secondpass.errors import TaskError
+from secondpass.record import DeadLetter, Refused, Retry
+from secondpass.reference import Tally
+from secondpass.store.database import Store
+from secondpass.task import Task
+
+INTAKE_TIME = 1000.0
+"""What the clock says at every intake, so that the reference can be told."""
+
+
+# ---------------------------------------------------------------- how a run goes
+
+
+class Pace:
+    """A pacer that follows a script: how many records each epoch takes, and which epochs are careful."""
+
+    def __init__(self, rng: random.Random, sizes: Sequence[int], careful: float) -> None:
+        self._rng, self._sizes, self._careful = rng, sizes, careful
+        self.careful = False
+
+    def limit(self) -> int:
+        self.careful = self._rng.random() < self._careful
+        return self._rng.choice(self._sizes)
+
+    def ran(self, records: int, seconds: float) -> None:
+        pass
+
+
+def steady(size: int, *, careful: bool = False) -> Pace:
+    """Epochs of one size, all run in one way."""
+    return Pace(random.Random(0), [size], 1.0 if careful else 0.0)
+
+
+class Scripted:
+    """A finite source of given records, in batches of any size, replayable by count."""
+
+    type: Any = Any
+    following = False
+
+    def __init__(self, records: Sequence[Any], name: str = "scripted", batches: random.Random | None = None) -> None:
+        self.records, self.name, self.batches = records, name, batches
+
+    def open(self, offset: dict[str, Any] | None, *, follow: bool = False, accept: bool = False) -> Any:
+        return _ScriptedReader(self, 0 if offset is None else offset["count"])
+
+
+class _ScriptedReader:
+    def __init__(self, source: Scripted, at: int) -> None:
+        self._source, self._at = source, at
+
+    def read(self, limit: int) -> Batch | None:
+        records = self._source.records
+        if self._at >= len(records):
+            return None
+        rng = self._source.batches
+        taken = records[self._at : self._at + (limit if rng is None else rng.randint(0, limit))]
+        self._at += len(taken)
+        refused = {i: r for i, r in enumerate(taken) if isinstance(r, Refused)}
+        origin = [i for i in range(len(taken)) if i not in refused]
+        return Batch(
+            [taken[i] for i in origin],
+            {"count": self._at},
+            count=len(taken),
+            origin=origin if refused else None,
+            refused=refused,
+        )
+
+    def verify(self) -> None:
+        pass
+
+    def progress(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+class Killed(BaseException):
+    """Ends a run as abruptly as one process can: nothing but the store's file is left of it."""
+
+
+@contextlib.contextmanager
+def killing_at(passes: int | None) -> Iterator[None]:
+    """End the run inside when it passes a failpoint for the `passes`-th time; None never does."""
+    left = -1 if passes is None else passes
+
+    def failpoint(name: str) -> None:
+        nonlocal left
+        if name.startswith(("lock.", "close.")):
+            return  # the kernel frees a dead process's lock, and this process lives on
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    modules = [m for name, m in sys.modules.items() if name.startswith("secondpass.") and hasattr(m, "failpoint")]
+    before = [m.failpoint for m in modules]
+    for module in modules:
+        module.failpoint = failpoint
+    try:
+        yield
+    finally:
+        for module, found in zip(modules, before, strict=True):
+            module.failpoint = found
+
+
+@contextlib.contextmanager
+def fixed_clock() -> Iterator[None]:
+    """Let every intake read the same time."""
+    before = intake_module.time
+    intake_module.time = SimpleNamespace(time=lambda: INTAKE_TIME)
+    try:
+        yield
+    finally:
+        intake_module.time = before
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+@dataclass
+class Left:
+    """All that an app puts out or keeps; `positions` by stream where they are known."""
+
+    streams: dict[str, list[Any]]
+    letters: list[DeadLetter]
+    state: dict[str, dict[str, Any]]
+    tallies: dict[str, Tally]
+    now: float
+    stopped: str | None = None
+    positions: dict[str, list[int]] = field(default_factory=dict)
+    position: int = -1
+
+
+def meant(tasks: Sequence[Task[Any]], log: Sequence[Any]) -> Left:
+    """What the reference says."""
+    found = reference.run(tasks, log, intake_time=INTAKE_TIME)
+    stopped = None if found.stopped is None else f"{type(found.stopped).__name__}: {found.stopped}"
+    return Left(found.streams, found.dead_letters, found.state, found.tallies, found.now, stopped)
+
+
+def in_memory(
+    tasks: Sequence[Any], log: Sequence[Any], pace: Any, sources: Sequence[Any] | None = None
+) -> Left:
+    """What the engine makes of a log without a store."""
+    hubs: list[Any] = []
+    outcomes: list[tuple[int, Any]] = []
+
+    def watch(hub: Any) -> None:
+        hubs.append(hub)
+        hub.pacer = pace
+        commit = hub.commit
+
+        def committing(epoch: Any, outcome: Any) -> Any:
+            rows = commit(epoch, outcome)
+            outcomes.append((epoch.first, outcome))
+            return rows
+
+        hub.commit = committing
+
+    app = App("case", sources=sources or [Scripted(log)], tasks=tasks)
+    stopped = None
+    with fixed_clock():
+        try:
+            app.run(store=None, on_start=watch)
+        except TaskError as error:
+            stopped = f"{type(error).__name__}: {error}"
+    (hub,) = hubs
+    streams: dict[str, list[Any]] = {name: [] for name in app.streams}
+    positions: dict[str, list[int]] = {name: [] for name in app.streams}
+    for first, outcome in outcomes:
+        for name, (events, where) in outcome.streams.items():
+            streams[name] += events
+            positions[name] += [first + i for i in where]
+    letters = [letter for _, outcome in outcomes for letter in outcome.letters]
+    cells = {s.name: s.tables for s in hub.chain.stages}
+    values = {s.name: s.values for s in hub.chain.stages}
+    progress = hub.store.progress
+    tallies = {t.name: hub._tallies.get(t.name, Tally()) for t in app.tasks}
+    return Left(
+        streams,
+        letters,
+        reference.final_state(app.tasks, cells, values, progress.now),
+        tallies,
+        progress.now,
+        stopped,
+        positions,
+        progress.position,
+    )
+
+
+def in_store(
+    tasks: Sequence[Any],
+    log: Sequence[Any],
+    directory: Path,
+    pace: Any,
+    *,
+    sources: Sequence[Any] | None = None,
+    limit: int | None = None,
+    kill_at: int | None = None,
+    rename: dict[str, str] | None = None,
+    drop: Sequence[str] = (),
+    app: App | None = None,
+) -> str:
+    """Run the engine over a log with a store, going on where it stood; how the run ended."""
+    app = app or App("case", sources=sources or [Scripted(log)], tasks=tasks)
+
+    def watch(hub: Any) -> None:
+        hub.pacer = pace
+
+    with fixed_clock(), killing_at(kill_at):
+        try:
+            return app.run(store=directory, limit=limit, on_start=watch, rename=rename, drop=drop).ended
+        except TaskError as error:
+            return f"{type(error).__name__}: {error}"
+        except Killed:
+            return "killed"
+
+
+def stored(tasks: Sequence[Any], directory: Path) -> Left:
+    """What a store holds, read anew."""
+    app = App("case", source=[], tasks=tasks)
+    store = Store.open_to_read(directory)
+    try:
+        streams: dict[str, list[Any]] = {name: [] for name in app.streams}
+        positions: dict[str, list[int]] = {name: [] for name in app.streams}
+        for name in streams:
+            for row in store.outputs(name):
+                streams[name] += decode_events(row.body)
+                positions[name] += row.positions
+        letters = [
+            DeadLetter(s.position, s.task, s.error, s.traceback, decode_event(s.event), s.raw, s.offset, s.source)
+            for _, _, s in store.letters()
+        ]
+        loaded = store.load(codecs_of(app.tasks))
+        cells = {t.name: {n: loaded[t.name, n] for n in type(t)._shape.tables} for t in app.tasks}
+        values = {
+            t.name: {n: loaded[t.name, n][None] for n in type(t)._shape.values if loaded[t.name, n]} for t in app.tasks
+        }
+        progress = store.progress
+        tallies = {t.name: msgspec.convert(progress.tallies.get(t.name, asdict(Tally())), Tally) for t in app.tasks}
+        state = reference.final_state(app.tasks, cells, values, progress.now)
+        return Left(streams, letters, state, tallies, progress.now, None, positions, progress.position)
+    finally:
+        store.close()
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def difference(want: Left, got: Left, *, stops: bool = True) -> str | None:
+    """The first thing in which a run differs from what is meant, in words; None when nothing does."""
+    if stops and want.stopped != got.stopped:
+        return f"stopped: meant {want.stopped!r}, got {got.stopped!r}"
+    for name in sorted({*want.streams, *got.streams}):
+        found = _lists(f"stream {name}", want.streams.get(name, []), got.streams.get(name, []))
+        if found is not None:
+            return found
+    found = _lists("dead letters", want.letters, got.letters)
+    if found is not None:
+        return found
+    for task in sorted({*want.state, *got.state}):
+        mine, theirs = want.state.get(task, {}), got.state.get(task, {})
+        for name in sorted({*mine, *theirs}):
+            if not exactly(mine.get(name), theirs.get(name)):
+                return f"state {task}.{name}:\n  meant {mine.get(name)!r}\n  got   {theirs.get(name)!r}"
+    for task in sorted({*want.tallies, *got.tallies}):
+        if want.tallies.get(task) != got.tallies.get(task):
+            return f"tally of {task}:\n  meant {want.tallies.get(task)}\n  got   {got.tallies.get(task)}"
+    if want.now != got.now:
+        return f"now: meant {want.now!r}, got {got.now!r}"
+    return None
+
+
+def exactly(a: Any, b: Any) -> bool:
+    """Equal in value, type and encoding: `same` takes 0.0 and -0.0 for one."""
+    return codec.same(a, b) and codec.pack(a) == codec.pack(b)
+
+
+def _lists(what: str, want: list[Any], got: list[Any]) -> str | None:
+    for i, (a, b) in enumerate(zip(want, got, strict=False)):
+        if not exactly(a, b):
+            return f"{what}[{i}]:\n  meant {a!r}\n  got   {b!r}"
+    if len(want) != len(got):
+        longer, name = (want, "meant") if len(want) > len(got) else (got, "got")
+        at = min(len(want), len(got))
+        return f"{what}: {len(want)} meant, {len(got)} got; {name} also {longer[at]!r}"
+    return None
+
+
+def misplaced(log: Sequence[Any], got: Left, mark: Callable[[Any], Any]) -> str | None:
+    """Whether an output carries another position than that of the record it came from."""
+    for name, events in got.streams.items():
+        where = got.positions[name]
+        if len(where) != len(events):
+            return f"stream {name}: {len(events)} outputs with {len(where)} positions"
+        for event, position in zip(events, where, strict=True):
+            record = log[position]
+            source = record.event if isinstance(record, Retry) else record
+            if mark(source) != mark(event):
+                return f"stream {name}: {event!r} is recorded at position {position}, which is {source!r}"
+    return None
+
+
+__all__ = ["MAIN", "Left", "Pace", "Scripted", "difference", "in_memory", "in_store", "meant", "steady", "stored"]
