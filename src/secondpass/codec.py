@@ -182,6 +182,9 @@ def same(a: Any, b: Any) -> bool:
         return a == b or (a != a and b != b)
     if issubclass(kind, (str, bytes, int, enum.Enum)) or a is None:
         return bool(a == b)
+    if issubclass(kind, (datetime.datetime, datetime.time)):
+        # Equal instants of two time zones are not the same: their hours differ.
+        return bool(a == b) and a.utcoffset() == b.utcoffset()
     if issubclass(kind, collections.deque):
         return a.maxlen == b.maxlen and len(a) == len(b) and all(map(same, a, b))
     if issubclass(kind, (list, tuple)):

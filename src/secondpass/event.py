@@ -11,7 +11,7 @@ import datetime
 import functools
 import operator
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, dataclass_transform
 
 import msgspec
@@ -59,7 +59,7 @@ class Event(msgspec.Struct, frozen=True, gc=False, metaclass=EventMeta):
             hints = {}  # a forward reference: `check_event_type` looks again when an app uses the class
         if hints:
             _refuse_mutable_fields(cls, hints)
-            own = cls.__dict__.get("__post_init__")
+            own = getattr(cls, "__post_init__", None)  # its own, or that of a base
             seal = _sealer(hints, own)
             if seal is not None:
                 cls.__post_init__ = seal  # type: ignore[attr-defined]  # msgspec looks it up by this name
@@ -121,21 +121,45 @@ def _sealer(hints: Mapping[str, Any], own: Callable[[Any], None] | None) -> Call
 
 
 def _seal_for(tp: Any) -> Callable[[Any], Any] | None:
-    kinds = set(_parts(tp))
-    if kinds & {datetime.datetime}:
+    if tp is datetime.datetime or set(typing.get_args(tp)) == {datetime.datetime, type(None)}:
         return _seal_datetime
-    if any(k is Mapping or getattr(k, "__name__", "") == "ndarray" for k in kinds):
-        return freeze
-    return None
+    return _seal if _may_be_open(tp) else None
 
 
-def _parts(tp: Any) -> list[Any]:
+def _may_be_open(tp: Any, _seen: frozenset[Any] = frozenset()) -> bool:
+    """Whether a decoded value of this type can hold something mutable, or a datetime, at any depth."""
     origin, args = typing.get_origin(tp), typing.get_args(tp)
-    found = [origin or tp]
-    if origin is not typing.Literal:
-        for arg in args:
-            found += _parts(arg)
-    return found
+    base = origin or tp
+    if origin is typing.Literal or base in _seen:
+        return False
+    if base in (Any, object, datetime.datetime, Mapping) or isinstance(base, TypeVar):
+        return True
+    if base in (tuple, frozenset) and not args:
+        return True
+    if codec.is_struct(base):  # other events seal themselves
+        hints = () if issubclass(base, Event) else typing.get_type_hints(base).values()
+        return any(_may_be_open(t, _seen | {base}) for t in hints)
+    if isinstance(base, type) and issubclass(base, tuple) and base is not tuple:
+        return any(_may_be_open(t) for t in typing.get_type_hints(base).values())
+    if getattr(base, "__name__", "") == "ndarray":
+        return True
+    return any(_may_be_open(a, _seen) for a in args)
+
+
+def _seal(value: Any) -> Any:
+    _refuse_naive(value)
+    return freeze(value)
+
+
+def _refuse_naive(value: Any) -> None:
+    if isinstance(value, datetime.datetime):
+        _seal_datetime(value)
+    elif isinstance(value, Mapping):
+        for part in typing.cast("Mapping[Any, Any]", value).values():
+            _refuse_naive(part)
+    elif isinstance(value, (tuple, list, frozenset)):
+        for part in typing.cast("Collection[Any]", value):
+            _refuse_naive(part)
 
 
 def _seal_datetime(value: Any) -> Any:
@@ -153,18 +177,25 @@ def freeze(value: Any) -> Any:
     {'tags': ('a',)}
     """
     kind = value.__class__
-    if kind is ReadOnlyDict or kind is UntypedEvent:
+    if kind in codec.SCALARS or kind is ReadOnlyDict or kind is UntypedEvent:
         return value
     if kind is dict:
         return ReadOnlyDict({k: freeze(v) for k, v in value.items()})
     if kind is list or kind is tuple:
         return tuple(map(freeze, value))
-    if kind is set:
-        return frozenset(value)
+    if kind is set or kind is frozenset:
+        return frozenset(map(freeze, value))
     if kind is bytearray:
         return bytes(value)
+    if kind is datetime.datetime:
+        return value if value.tzinfo is None else _seal_datetime(value)
+    if codec.is_struct(kind):
+        return _freeze_struct(value)
+    if isinstance(value, tuple) and hasattr(kind, "_make"):
+        return kind._make(map(freeze, typing.cast("tuple[Any, ...]", value)))
     if codec.is_numpy(value, "ndarray"):
-        if value.flags.writeable:
+        # A read-only view (`broadcast_to`, a slice) changes with the array that it looks at.
+        if value.flags.writeable or not value.flags.owndata:
             value = value.copy()
             value.setflags(write=False)
         return value
@@ -174,6 +205,19 @@ def freeze(value: Any) -> Any:
         found = typing.cast("Mapping[Any, Any]", value)
         return ReadOnlyDict({k: freeze(v) for k, v in found.items()})
     return value
+
+
+def _freeze_struct(value: Any) -> Any:
+    """A frozen Struct inside an event, with what it holds made immutable."""
+    if isinstance(value, Event) or not type(value).__struct_config__.frozen:
+        return value
+    changes: dict[str, Any] = {}
+    for name in value.__struct_fields__:
+        part = getattr(value, name)
+        frozen = freeze(part)
+        if frozen is not part:
+            changes[name] = frozen
+    return msgspec.structs.replace(value, **changes) if changes else value
 
 
 class ReadOnlyDict(dict[Any, Any]):
@@ -226,7 +270,8 @@ def owned(value: Any) -> Any:
     if isinstance(value, Event):
         found = codec.codec_for(type(value))
         return value if found.exact(value) else found.round_trip(value)
-    return untyped(codec.unpack(codec.pack(value)))
+    # Frozen first: a table among the fields is read as the mapping that it is.
+    return untyped(codec.unpack(codec.pack(untyped(value))))
 
 
 def check_event_type(tp: Any) -> None:

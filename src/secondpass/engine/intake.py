@@ -41,7 +41,7 @@ class _Feed:
         """Pass over what was taken of a batch before a restart."""
         while records:
             batch = self.reader.read(records)
-            if batch is None or not batch.count:
+            if batch is None or (not batch.count and self.following):
                 raise InputError(
                     f"{self.name} ends {records} records before the place where the last run stopped; restore it, or "
                     f"start over with --fresh"
@@ -65,12 +65,14 @@ class _Feed:
     # A merge looks at single records of the batch in hand.
 
     def refill(self, limit: int) -> bool:
-        """Have a record in hand; gives False when there is none now."""
-        if self.batch is None and not self.ended:
+        """Have a record in hand; gives False when a followed source has none now, or at the end."""
+        while self.batch is None and not self.ended:
             batch = self.read(limit)
             if batch is not None and batch.count:
                 self.batch, self.taken = batch, 0
                 self._by_index = dict(zip(batch.origin, batch.events, strict=True))
+            elif self.following:
+                break  # a finite source only pauses: to go on without it would merge by arrival
         return self.batch is not None
 
     def head(self) -> Any:
