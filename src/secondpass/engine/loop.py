@@ -12,7 +12,6 @@ import gc
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -204,7 +203,7 @@ class Hub:
             position=before.position + (0 if no_record else epoch.count),
             now=epoch.now_after,
             sources=epoch.offsets,
-            tallies={name: asdict(tally) for name, tally in self._tallies.items()},
+            tallies=dict(self._tallies),
             numbers=dict(before.numbers),
             totals=dict(before.totals),
             kept_from=dict(before.kept_from),
