@@ -529,6 +529,8 @@ def describe(task: Task[Any]) -> dict[str, Any]:
         "code": code_hash(task),
         "settings": {k: codec.unpack(codec.pack(v)) for k, v in settings.items()},
         "state": type(task)._shape.state(),
+        # Not part of the comparison: a reader of the store needs it to know what has expired.
+        "ttl_s": {n: s.ttl_of(task) for n, s in type(task)._shape.tables.items() if s.ttl_s is not None},
         "on_error": task._options.on_error,
     }
 
