@@ -1,0 +1,44 @@
+"""The command line: `secondpass COMMAND`, a face of the package that nothing imports.
+
+    group.py            the commands and their one-line descriptions; a command's module is imported when it runs
+    exits.py            how a command can end: exit codes, and which error means which
+    options.py          arguments and options that several commands share
+    text.py             numbers, sizes, tables: what is printed, plain and aligned
+    shapes.py           what `--json` prints
+    apps.py, places.py  finding the app, finding a store
+    <command>.py        one command, or one group of them
+
+Invariants: results go to standard output, everything else to standard error; what reads a store never
+imports the app's code; `secondpass --help` imports neither apsw nor rich.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from secondpass.cli.exits import INTERRUPTED, ReaderGone, exit_code, report
+from secondpass.cli.group import cli
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code."""
+    # Click leaves colours to terminals; NO_COLOR (no-color.org) takes them from there too.
+    color = False if os.environ.get("NO_COLOR") else None
+    try:
+        code = cli.main(arguments, prog_name="secondpass", standalone_mode=False, color=color)
+        sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except (ReaderGone, BrokenPipeError):
+        # `secondpass outputs | head`. Python flushes stdout once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last place where an error can be told
+        report(error)
+        return exit_code(error)
+    return code if isinstance(code, int) else 0

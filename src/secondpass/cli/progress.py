@@ -1,0 +1,292 @@
+"""How far a run is, on standard error: a bar or a live line on a terminal, log lines elsewhere.
+
+    terminal, finite input      a bar with rate and remaining time
+    terminal, followed input    one live line
+    no terminal                 a log line every few seconds
+    --quiet                     nothing
+
+Invariant: looking on costs the run nothing that could be measured: the hub calls after each epoch, and
+most calls return at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import click
+
+from secondpass.cli import text
+
+if TYPE_CHECKING:
+    from secondpass.engine.loop import Hub
+
+LINE_EVERY_S = 5.0
+REDRAW_EVERY_S = 0.1
+RATE_OVER_S = 5.0
+
+
+class Progress:
+    """Says nothing; what `--quiet` shows. The others build on it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def started(self, hub: Hub) -> None:
+        """The hub is about to take its first epoch."""
+
+    def epoch(self, hub: Hub) -> None:
+        """An epoch was committed, or there was nothing to take."""
+
+    def write(self, line: str) -> None:
+        """A line between others (a task's log, a dead letter)."""
+        click.echo(line, err=True)
+
+    def result(self, line: str) -> None:
+        """A line of results, on standard output."""
+        click.echo(line)
+
+
+class Pace:
+    """Events per second over the last few seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def rate(self, events: int) -> float:
+        now = time.monotonic()
+        self._seen.append((now, events))
+        while len(self._seen) > 2 and now - self._seen[0][0] > RATE_OVER_S:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        elapsed = now - then
+        return (events - before) / elapsed if elapsed > 0 else 0.0
+
+
+def done_of(hub: Hub) -> tuple[int, int] | None:
+    """How much of the work is done, as (done, total); None when nobody knows."""
+    if hub.limit is not None:
+        return min(hub.summary.events_in, hub.limit), hub.limit
+    found = hub.intake.progress()
+    return found if found is not None and found[1] > 0 else None
+
+
+class LogLines(Progress):
+    """A line every few seconds, for logs."""
+
+    def __init__(self) -> None:
+        self._pace = Pace()
+        self._began_at = self._said_at = time.monotonic()
+
+    def epoch(self, hub: Hub) -> None:
+        now = time.monotonic()
+        if now - self._said_at < LINE_EVERY_S:
+            return
+        self._said_at = now
+        events = hub.summary.events_in
+        per_s = self._pace.rate(events)
+        parts = [f"{text.duration(now - self._began_at)}: {text.plural(events, 'event')}", text.rate(per_s)]
+        done = done_of(hub)
+        if done is not None:
+            parts.append(text.percent(*done))
+        if hub.summary.dead_letters:
+            parts.append(text.plural(hub.summary.dead_letters, "dead letter"))
+        self.write(", ".join(parts))
+
+
+class Terminal(Progress):
+    """A bar, or a live line where the end is not known, drawn by rich."""
+
+    def __init__(self, name: str) -> None:
+        # Rich is imported for terminals only: it takes longer than many a run.
+        from rich.console import Console
+        from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+        from rich.text import Text
+
+        self._pace = Pace()
+        self._drawn_at = 0.0
+        self._console = Console(stderr=True, highlight=False)
+        self._text = Text.from_ansi
+        self._bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            console=self._console,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        columns: list[ProgressColumn | str] = [TextColumn("{task.fields[told]}", markup=False)]
+        self._finite = [*self._bar.columns, BarColumn(bar_width=None), *columns]
+        self._live = [SpinnerColumn(), *self._bar.columns, *columns]
+        self._task = self._bar.add_task(name, total=None, told="starting")
+
+    def __enter__(self) -> Self:
+        self._bar.columns = tuple(self._live)
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def started(self, hub: Hub) -> None:
+        if done_of(hub) is not None:
+            self._bar.columns = tuple(self._finite)
+        self._draw(hub)
+
+    def epoch(self, hub: Hub) -> None:
+        if time.monotonic() - self._drawn_at >= REDRAW_EVERY_S:
+            self._draw(hub)
+
+    def _draw(self, hub: Hub) -> None:
+        self._drawn_at = time.monotonic()
+        events, letters = hub.summary.events_in, hub.summary.dead_letters
+        per_s = self._pace.rate(events)
+        parts = [text.plural(events, "event"), text.rate(per_s)]
+        if letters:
+            parts.append(text.plural(letters, "dead letter"))
+        done = done_of(hub)
+        if done is None:
+            if not per_s:
+                parts.append("waiting for more; Ctrl-C ends it")
+        else:
+            self._bar.update(self._task, completed=done[0], total=done[1])
+            left_s = self._bar.tasks[0].time_remaining
+            parts = [text.percent(*done), *parts]
+            if left_s is not None and not self._bar.tasks[0].finished:
+                parts.append(f"{text.duration(max(1.0, round(left_s)))} left")
+        if hub.stopping:
+            parts.append("stopping")
+        self._bar.update(self._task, told="  ".join(parts))
+
+    def write(self, line: str) -> None:
+        self._console.print(self._text(line), soft_wrap=True)
+
+    def result(self, line: str) -> None:
+        if sys.__stdout__ is not None and sys.__stdout__.isatty():
+            self.write(line)  # the same terminal: above the bar
+        else:
+            click.echo(line)
+
+
+def progress_for(name: str, *, quiet: bool, bar: bool = True) -> Progress:
+    """What suits where standard error goes; `bar=False` where other lines go to the same terminal."""
+    if quiet:
+        return Progress()
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return LogLines()
+    return Terminal(name) if bar else Progress()
+
+
+class _Writer(Protocol):
+    def write(self, line: str) -> None: ...
+
+
+class LogHandler(logging.Handler):
+    """Puts what tasks and connectors log between the lines of the progress."""
+
+    def __init__(self, progress: _Writer) -> None:
+        super().__init__()
+        self._progress = progress
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(short)s: %(message)s", "%H:%M:%S"))
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.short = record.name.removeprefix("secondpass.")
+        return super().format(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.write(text.printable(self.format(record)))
+
+
+class logging_to:  # noqa: N801  # reads as a phrase: `with logging_to(progress):`
+    """Shows the log of secondpass and its tasks while a command runs, unless the app set up logging itself."""
+
+    def __init__(self, progress: _Writer, *, quiet: bool) -> None:
+        self._handler = LogHandler(progress)
+        self._level = logging.WARNING if quiet else logging.INFO
+        self._logger = logging.getLogger("secondpass")
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        if logging.getLogger().handlers or self._logger.handlers:
+            return
+        self._before = self._logger.level
+        self._logger.setLevel(self._level)
+        self._logger.addHandler(self._handler)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            self._logger.removeHandler(self._handler)
+            self._logger.setLevel(self._before)
+
+
+class Step:
+    """Several steps of known length, one after the other: a line for each; what `--quiet` shows is none."""
+
+    def __init__(self, names: dict[str, str], *, silent: bool) -> None:
+        self._names = names
+        self._silent = silent
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def told(self, what: str, done: int, total: int) -> None:  # noqa: ARG002 - a line tells no amount
+        """So much of a step is done."""
+        if what != self._last and not self._silent:
+            click.echo(f"{self._names.get(what, what)} ...", err=True)
+        self._last = what
+
+
+class StepBar(Step):
+    """A bar on a terminal."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        from rich.console import Console
+        from rich.progress import Progress as RichProgress
+
+        super().__init__(names, silent=True)
+        self._bar = RichProgress(console=Console(stderr=True), transient=True, refresh_per_second=4)
+        self._task = self._bar.add_task("", total=None)
+        self._drawn_at = 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def told(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != self._last:
+            self._bar.reset(self._task, description=self._names.get(what, what))
+        elif now - self._drawn_at < REDRAW_EVERY_S:
+            return
+        self._last, self._drawn_at = what, now
+        self._bar.update(self._task, completed=done, total=total)
+
+
+def step_for(names: dict[str, str], *, quiet: bool) -> Step:
+    """What suits where standard error goes."""
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return Step(names, silent=quiet)
+    return StepBar(names)

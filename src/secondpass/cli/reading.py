@@ -1,0 +1,140 @@
+"""Reading a store beside its writer, without the app's code: cells, outputs and letters as plain data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from secondpass.codec import unpack
+from secondpass.store.database import Store
+
+if TYPE_CHECKING:
+    from secondpass.store.format import CellCodec
+
+Name = tuple[str, str]
+
+_pieces = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_entries = msgspec.msgpack.Decoder(list[Any]).decode
+
+
+@contextlib.contextmanager
+def reading(directory: Path) -> Generator[Store]:
+    """A store to read, as it is at this moment."""
+    store = Store.open_to_read(directory)
+    try:
+        with snapshot(store):
+            yield store
+    finally:
+        store.close()
+
+
+@contextlib.contextmanager
+def snapshot(store: Store) -> Generator[None]:
+    """One moment of a store that may be written meanwhile: all reads inside see it, and so does `progress`."""
+    with store._db:
+        store._read_progress()
+        yield
+
+
+class PlainCells:
+    """Stands in for a `CellCodec` where the types are not known: a key is its bytes, an entry plain data."""
+
+    def keys(self, data: bytes) -> list[bytes]:
+        return [bytes(piece) for piece in _pieces(data)]
+
+    def entries(self, data: bytes) -> list[Any]:
+        return _entries(data)
+
+    def decode_rows(self, rows: list[tuple[bytes, bytes]]) -> dict[bytes, Any]:
+        return {key: unpack(entry) for key, entry in rows}
+
+
+class Stated(NamedTuple):
+    """A table or value as the store describes it."""
+
+    task: str
+    name: str
+    kind: str
+    key: str | None
+    value: str
+    ttl_s: float | None
+    expires: bool
+
+    @property
+    def is_value(self) -> bool:
+        return self.kind == "value"
+
+
+class StoredCell(NamedTuple):
+    """One cell as plain data; `written` is None in a table without a time to live."""
+
+    key: Any
+    value: Any
+    written: float | None
+
+
+def chain_of(store: Store) -> list[dict[str, Any]]:
+    """The descriptions of the tasks that ran last, in their order."""
+    return store.meta("chain") or []
+
+
+def stated(store: Store) -> list[Stated]:
+    """All declared state of the chain that ran last, in its order."""
+    found: list[Stated] = []
+    for task in chain_of(store):
+        ttls = task.get("ttl_s", {})
+        for name, state in task["state"].items():
+            found.append(
+                Stated(
+                    task["name"],
+                    name,
+                    state["kind"],
+                    state.get("key"),
+                    state["value"],
+                    ttls.get(name),
+                    bool(state.get("ttl")),
+                )
+            )
+    return found
+
+
+_SCALARS = frozenset({"int", "float", "str", "bool", "bytes", "None"})
+
+
+def load_cells(store: Store, tables: list[Stated]) -> dict[Name, list[StoredCell]]:
+    """The cells of tables and values, without what has expired, in key order."""
+    plain: Any = PlainCells()
+    codecs: dict[Name, CellCodec] = {(t.task, t.name): plain for t in tables}
+    loaded = store.load(codecs)
+    now = store.progress.now
+    found: dict[Name, list[StoredCell]] = {}
+    for table in tables:
+        scalar = not table.is_value and set(table.value.split(" | ")) <= _SCALARS
+        cells: list[StoredCell] = []
+        for key, entry in loaded[table.task, table.name].items():
+            rest, written = entry if table.expires else (entry, None)
+            if written is not None and table.ttl_s is not None and now - written >= table.ttl_s:
+                continue
+            cells.append(StoredCell(unpack(key), rest if scalar else unpack(rest), written))
+        found[table.task, table.name] = _in_key_order(cells)
+    return found
+
+
+def _in_key_order(cells: list[StoredCell]) -> list[StoredCell]:
+    try:
+        return sorted(cells, key=lambda cell: cell.key)
+    except TypeError:
+        return cells  # keys that do not compare stay in the order of their bytes
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold: keys of maps become text where they are none."""
+    if isinstance(value, dict):
+        return {k if isinstance(k, (str, int, float)) else repr(k): plain(v) for k, v in value.items()}  # type: ignore[misc]
+    if isinstance(value, list):
+        return [plain(v) for v in value]  # type: ignore[misc]
+    return value

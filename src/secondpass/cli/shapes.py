@@ -1,0 +1,283 @@
+"""What `--json` prints: one type for each document. The reference page is made from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from secondpass.cli import text
+
+
+class Shape(msgspec.Struct, kw_only=True):
+    """A document, or a part of one."""
+
+
+def says(description: str) -> msgspec.Meta:
+    """What a field means."""
+    return msgspec.Meta(description=description)
+
+
+class TaskReport(Shape):
+    """What became of the events that reached one task."""
+
+    name: str
+    events: int
+    passed: Annotated[int, says("events that it put out")]
+    dropped: Annotated[int, says("events for which it put out none")]
+    errors: int
+    counts: Annotated[dict[str, int], says("its own counters")]
+    seconds: Annotated[float | None, says("time spent in it; null where it is not known")] = None
+
+
+class StreamReport(Shape):
+    """One stream of outputs."""
+
+    name: str
+    outputs: Annotated[int, says("of this run")]
+    total: Annotated[int, says("of the store's whole life")]
+    to: Annotated[str | None, says("where they go; null where the store alone keeps them")]
+
+
+class RunReport(Shape):
+    """What a run did."""
+
+    app: str
+    store: Annotated[str | None, says("its directory")]
+    ended: Literal["end of input", "stopped", "limit"]
+    nothing_new: Annotated[bool, says("all of the input was done by earlier runs")]
+    events: Annotated[int, says("records taken in this run")]
+    position: Annotated[int, says("records taken in the store's whole life")]
+    epochs: int
+    seconds: float
+    events_per_second: float
+    tasks: list[TaskReport]
+    streams: list[StreamReport]
+    dead_letters: Annotated[int, says("events set aside in this run")]
+    changes: Annotated[list[str], says("how the chain differs from that of the run before")]
+    silent_tasks: Annotated[list[str], says("tasks that dropped everything")]
+
+
+class OutputLine(Shape):
+    """One output: a line of `outputs --json`."""
+
+    stream: str
+    number: Annotated[int, says("its number in the stream, from 0")]
+    position: Annotated[int, says("the position of the event that it came from")]
+    event: Any
+
+
+class TryLine(Shape, omit_defaults=True):
+    """A line of `try --json`: an output, a dead letter, or at the end the summary."""
+
+    stream: Annotated[str | None, says("of an output")] = None
+    event: Annotated[Any, says("the output, or the event that was set aside")] = None
+    dead_letter: Annotated[Letter | None, says("an event that was set aside")] = None
+    summary: Annotated[RunReport | None, says("the last line")] = None
+
+
+class Letter(Shape):
+    """An event set aside."""
+
+    number: int
+    status: Literal["open", "sent", "dropped"]
+    position: int
+    task: Annotated[str | None, says("null where it was set aside before the chain")]
+    error: str
+    traceback: str
+    event: Annotated[Any, says("null where the input was no event")]
+    raw: Annotated[str, says("the input, where it was no event")]
+    source: str
+    offset: int
+
+
+class LetterGroup(Shape):
+    """Dead letters of one task with alike errors."""
+
+    task: str | None
+    error: Annotated[str, says("of the oldest; alike are those that differ in digits")]
+    count: int
+    oldest: Annotated[int, says("the number of the oldest")]
+    newest: int
+    oldest_position: int
+
+
+class LetterList(Shape):
+    """`dead-letters list`."""
+
+    store: str
+    status: str
+    count: int
+    groups: list[LetterGroup]
+
+
+class CommandReport(Shape):
+    """`dead-letters retry` and `drop`: what was asked for."""
+
+    store: str
+    kind: Literal["retry", "drop"]
+    letters: list[int]
+    running: Annotated[bool, says("an app is running and does it now; otherwise the next run does")]
+
+
+class SourceReport(Shape):
+    """How far one source was read."""
+
+    name: str
+    offset: Any
+    done: Annotated[int | None, says("bytes or items read; null where nobody knows")]
+    total: Annotated[int | None, says("of so many; null where nobody knows")]
+
+
+class TableReport(Shape):
+    """A table or a value of a task."""
+
+    task: str
+    name: str
+    kind: Literal["table", "value"]
+    key: Annotated[str | None, says("its declared type; null for a value")]
+    value: str
+    cells: Annotated[int | None, says("that have not expired; null where they were not counted")]
+
+
+class HolderReport(Shape):
+    """The process that runs the app."""
+
+    pid: int | None
+    host: str | None
+    since: str | None
+
+
+class StoreReport(Shape):
+    """Where an app stands."""
+
+    app: str | None
+    file: Annotated[str | None, says("the app's file at its last start")]
+    store: str
+    problem: Annotated[str | None, says("why the store cannot be read; the rest is empty then")] = None
+    running: HolderReport | None = None
+    position: Annotated[int, says("records taken")] = 0
+    time: Annotated[float | None, says("the stream's time, seconds")] = None
+    started: Annotated[float | None, says("when the last run began, seconds since 1970")] = None
+    committed: Annotated[float | None, says("when something was committed last")] = None
+    size_bytes: int = 0
+    chain: list[str] = []
+    tasks: list[TaskReport] = []
+    streams: list[StreamReport] = []
+    sources: list[SourceReport] = []
+    dead_letters: Annotated[dict[str, int], says("by status: open, sent, dropped")] = {}
+    commands_waiting: Annotated[int, says("retries and drops that no run has done yet")] = 0
+
+
+class StatusReport(Shape):
+    """`status`."""
+
+    stores: list[StoreReport]
+
+
+class StateReport(Shape):
+    """`state ls`."""
+
+    store: str
+    tables: list[TableReport]
+
+
+class Cell(Shape):
+    """One cell; a line of `state ls TASK.TABLE --json`, the document of `state get`."""
+
+    task: str
+    table: str
+    key: Annotated[Any, says("null for a value")]
+    value: Any
+    written: Annotated[
+        float | None, says("the stream's time when it was assigned; null without a time to live")
+    ]
+
+
+class Way(Shape):
+    """One way of running the app."""
+
+    name: str
+    seconds: float
+    same: Annotated[bool, says("it gave what the plain loop gives")]
+
+
+class Difference(Shape):
+    """The first place where a way differs."""
+
+    way: str
+    what: Annotated[str, says("output, dead letter, state, or how it ended")]
+    position: int | None
+    event: Annotated[Any, says("the event at that position")]
+    expected: Annotated[Any, says("by the plain loop; null where it has none")]
+    found: Annotated[Any, says("by that way; null where it has none")]
+    hint: str
+
+
+class CheckReport(Shape):
+    """`check`."""
+
+    app: str
+    events: int
+    same: bool
+    ways: list[Way]
+    difference: Difference | None
+
+
+class Finding(Shape):
+    """One thing that `doctor` looked at."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str | None
+
+
+class DoctorReport(Shape):
+    """`doctor`."""
+
+    ok: bool
+    directory: Annotated[str, says("where the disk was measured")]
+    fsync_p50_s: float
+    fsync_p99_s: float
+    findings: list[Finding]
+
+
+class InitReport(Shape):
+    """`init`."""
+
+    directory: str
+    files: list[str]
+
+
+DOCUMENTS: dict[str, tuple[type[Shape], ...]] = {
+    "run": (RunReport,),
+    "try": (TryLine,),
+    "check": (CheckReport,),
+    "status": (StatusReport,),
+    "outputs": (OutputLine,),
+    "dead-letters list": (LetterList,),
+    "dead-letters show": (Letter,),
+    "dead-letters retry": (CommandReport,),
+    "dead-letters drop": (CommandReport,),
+    "state ls": (StateReport, Cell),
+    "state get": (Cell,),
+    "doctor": (DoctorReport,),
+    "init": (InitReport,),
+}
+"""By command: what `--json` prints."""
+
+
+def document(found: Any) -> str:
+    """One JSON document, for people to read and programs to parse."""
+    return msgspec.json.format(msgspec.json.encode(found, enc_hook=_other), indent=2).decode()
+
+
+def line(found: Any) -> str:
+    """One line of JSON lines."""
+    return msgspec.json.encode(found, enc_hook=_other).decode()
+
+
+def _other(obj: Any) -> Any:
+    """What JSON does not know and a store may hold."""
+    return text.one_line(repr(obj))
