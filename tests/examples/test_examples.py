@@ -179,7 +179,8 @@ def test_as_many_onsets_are_passed_as_a_loop_by_hand_passes(freeway: Path) -> No
 def test_the_worst_hours_are_those_that_a_loop_by_hand_finds(
     freeway: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lowest, records = 1000.0, []
+    lowest = 1000.0
+    records: list[dict[str, Any]] = []
     with (freeway / "los_speed.csv").open(newline="") as file:
         sensors, *steps = csv.reader(file)
     last = {sensor: deque([float(row[i]) for row in steps[:11]], 12) for i, sensor in enumerate(sensors)}
