@@ -74,6 +74,7 @@ class Step:
         self.values = CallValues(shape.values, values)
         attach(self.task, _values=self.values, **self.tables)
         set_up(self.task)
+        self._parts: list[Table[Any, Any] | CallValues] = [*self.tables.values(), self.values]
         self._call = call_of(self.task)
 
     def takes(self, event: Any) -> bool:
@@ -92,17 +93,20 @@ class Step:
                 for table in self.tables.values():
                     table.allowed = allowed
             found = expand(self._call(event), event, self.task.name)
-            for table in self.tables.values():
-                table.allowed = None
-                table.finish()
-            self.values.finish()
+            # All are looked at before any is kept: a call is kept whole.
+            for table in self._parts:
+                table.check()
+            for table in self._parts:
+                table.keep()
         except BaseException:
-            for table in self.tables.values():
-                table.allowed = None
+            for table in self._parts:
                 table.undo()
-            self.values.undo()
             moment.begin()
             raise
+        finally:
+            if enforce_keys:
+                for table in self.tables.values():
+                    table.allowed = None
         return found
 
 

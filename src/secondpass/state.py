@@ -147,7 +147,9 @@ def _refuse_key_type(key: Codec) -> None:
     """Equal keys must have equal bytes, or the store would hold one cell twice."""
     numbers = (key.quick or frozenset()) & {int, float, bool}
     if len(numbers) > 1:
-        raise DefinitionError(f"table(key={key.name}): 1, 1.0 and True are one key in Python; declare one of them")
+        raise DefinitionError(
+            f"table(key={key.name}): 1, 1.0 and True are one key in Python; declare one of them"
+        )
     if "frozenset" in key.name or "Mapping" in key.name:
         raise DefinitionError(f"table(key={key.name}): sets and mappings have no order; use a sorted tuple")
 
@@ -220,10 +222,10 @@ class Table(MutableMapping[K, V]):
     >>> seen == {7: 1.5}, seen.get(8)
     (True, None)
 
-    Changes of a call are kept aside until `finish`, which checks and keeps them, or `undo`.
+    Changes of a call are put aside until it ends: `check` all tables, then `keep`; or `undo`.
     """
 
-    __slots__ = ("_cells", "_moment", "_spec", "_touched", "_ttl_s", "allowed", "on_touch")
+    __slots__ = ("_cells", "_kept", "_moment", "_spec", "_touched", "_ttl_s", "allowed", "on_touch")
 
     def __init__(self, spec: TableSpec, cells: Cells, moment: Moment, ttl_s: float | None) -> None:
         self._spec = spec
@@ -232,6 +234,7 @@ class Table(MutableMapping[K, V]):
         self._ttl_s = ttl_s
         # key -> [live value, written], or None for a deleted cell
         self._touched: dict[Any, list[Any] | None] = {}
+        self._kept: dict[Any, Any] = {}
         self.allowed: frozenset[Any] | None = None
         """The keys this call may touch; None allows all of them."""
 
@@ -268,10 +271,11 @@ class Table(MutableMapping[K, V]):
         return cell[0]
 
     def __setitem__(self, key: K, value: V) -> None:
-        self._find(key)
+        if self.allowed is not None:
+            self._find(key)
         self._spec.check_key(key)
         rest = self._spec.rest(key, value)
-        self._touched[key] = [self._spec.wake(rest), self._moment.now]
+        self._touched[key] = [rest if self._spec.value.scalar else self._spec.wake(rest), self._moment.now]
 
     def __delitem__(self, key: K) -> None:
         if self._find(key) is None:
@@ -335,29 +339,41 @@ class Table(MutableMapping[K, V]):
 
     # The end of a call.
 
-    def finish(self) -> None:
-        """Check what the call touched and keep it; raises `TaskFault` and keeps nothing otherwise."""
+    def check(self) -> None:
+        """Look at what the call touched; raises, before anything is kept, where it cannot be kept."""
+        if not self._spec.value.scalar:  # a scalar was looked at when it was assigned
+            rest, ttl_s = self._spec.rest, self._ttl_s
+            self._kept = {
+                key: MISSING if cell is None else rest(key, cell[0]) if ttl_s is None else (rest(key, cell[0]), cell[1])
+                for key, cell in self._touched.items()
+            }
+
+    def keep(self) -> None:
+        """Keep what was checked."""
         if not self._touched:
             return
-        spec = self._spec
-        kept: list[tuple[Any, Any]] = []
-        for key, cell in self._touched.items():
-            if cell is None:
-                kept.append((key, MISSING))
-            else:
-                rest = spec.rest(key, cell[0])
-                kept.append((key, rest if self._ttl_s is None else (rest, cell[1])))
-        for key, entry in kept:
-            if entry is MISSING:
-                if self._cells.get(key, MISSING) is not MISSING:
-                    del self._cells[key]
-            elif self._cells.get(key, MISSING) != entry or spec.value.scalar:
-                self._cells[key] = entry
+        cells = self._cells
+        if self._spec.value.scalar:
+            for key, cell in self._touched.items():
+                if cell is not None:
+                    cells[key] = cell[0] if self._ttl_s is None else (cell[0], cell[1])
+                elif cells.get(key, MISSING) is not MISSING:
+                    del cells[key]
+        else:
+            for key, entry in self._kept.items():
+                before = cells.get(key, MISSING)
+                if entry is not MISSING:
+                    if before is MISSING or before != entry:
+                        cells[key] = entry
+                elif before is not MISSING:
+                    del cells[key]
+            self._kept.clear()
         self._touched.clear()
 
     def undo(self) -> None:
         """Forget what the call touched."""
         self._touched.clear()
+        self._kept.clear()
 
     def snapshot(self) -> dict[K, V]:
         """The live cells as a plain dict, in key order."""
@@ -370,6 +386,7 @@ class CallValues(dict[str, Any]):
     def __init__(self, specs: dict[str, ValueSpec[Any]], rests: dict[str, bytes]) -> None:
         super().__init__()
         self._specs = specs
+        self._kept: dict[str, bytes] = {}
         self.rests = rests
 
     def __missing__(self, name: str) -> Any:
@@ -377,16 +394,21 @@ class CallValues(dict[str, Any]):
         self[name] = live = spec.codec.decode(self.rests.get(name, spec.initial))
         return live
 
-    def finish(self) -> None:
-        """Check what the call touched and keep it."""
-        rests = {name: self._specs[name].rest(live) for name, live in self.items()}
-        for name, rest in rests.items():
+    def check(self) -> None:
+        """Look at what the call touched; raises, before anything is kept, where it cannot be kept."""
+        self._kept = {name: self._specs[name].rest(live) for name, live in self.items()} if self else {}
+
+    def keep(self) -> None:
+        """Keep what was checked."""
+        for name, rest in self._kept.items():
             if rest != self.rests.get(name, self._specs[name].initial):
                 self.rests[name] = rest
+        self._kept = {}
         self.clear()
 
     def undo(self) -> None:
         """Forget what the call touched."""
+        self._kept = {}
         self.clear()
 
 

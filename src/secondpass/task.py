@@ -404,7 +404,8 @@ def _stand_alone(task: Task[Any]) -> None:
 
 def _call_by_hand(task: Task[Any], event: Any) -> Any:
     moment, cls = task._moment, type(task)
-    tables = [getattr(task, n) for n in cls._shape.tables]
+    parts = [*(getattr(task, n) for n in cls._shape.tables), task._values]
+    _keep_all(parts)  # what a test arranged by hand before this call
     time = time_reader(type(event))(event) if isinstance(event, (Event, ReadOnlyDict)) else None
     if time is not None:
         moment.now = max(moment.now, time)
@@ -414,13 +415,19 @@ def _call_by_hand(task: Task[Any], event: Any) -> Any:
         result = call_of(task)(event)
         if isinstance(result, types.GeneratorType):
             result = list(typing.cast("Iterable[Any]", result))
-        for found in (*tables, task._values):
-            found.finish()
+        _keep_all(parts)
     except BaseException:
-        for found in (*tables, task._values):
-            found.undo()
+        for part in parts:
+            part.undo()
         raise
     return result
+
+
+def _keep_all(parts: list[Any]) -> None:
+    for part in parts:
+        part.check()
+    for part in parts:
+        part.keep()
 
 
 def call_of(task: Task[Any]) -> Callable[[Any], Any]:
@@ -507,10 +514,18 @@ def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
 
 def code_hash(task: Task[Any]) -> str:
     """A fingerprint of the task's source, to tell a changed file from an unchanged one."""
+    target: Any = task.function if isinstance(task, FunctionTask) else type(task)
+    try:
+        return _source_hash(target)
+    except TypeError:  # a callable object without a hash
+        return _source_hash.__wrapped__(target)
+
+
+@functools.lru_cache(maxsize=1024)  # finding a class's source parses its whole file
+def _source_hash(target: Any) -> str:
     from hashlib import blake2b  # both only at the start of a run
     from inspect import getsource
 
-    target: Any = task.function if isinstance(task, FunctionTask) else type(task)
     try:
         text = getsource(target)
     except (OSError, TypeError):

@@ -303,7 +303,8 @@ class Stage:
             for delta in deltas.values():
                 pack(list(delta.changed.values()))
                 pack(list(delta.changed))
-            self._live.finish()
+            self._live.check()
+            self._live.keep()
         except (Suspect, TaskFault, TypeError, ValueError, OverflowError):
             self._rollback()
             return False
