@@ -57,9 +57,6 @@ class Options(msgspec.Struct, frozen=True):
 
     name: str = ""
     on_error: Literal["dead_letter", "stop", "pass"] = "dead_letter"
-    place: Literal["auto", "inline", "workers"] = "auto"
-    limit_s: float | None = None
-    copies: int | None = None
 
 
 class Shape:
@@ -141,21 +138,16 @@ class Task(Generic[E]):
         *,
         name: str | None = None,
         on_error: Literal["dead_letter", "stop", "pass"] | None = None,
-        place: Literal["auto", "inline", "workers"] | None = None,
-        limit_s: float | None = None,
-        copies: int | None = None,
     ) -> Self:
         """The same task, run in another way.
 
         `on_error` says what becomes of an event whose call raises: it is set aside (`"dead_letter"`), the
         app stops before it (`"stop"`), or it goes on as if this task were not there (`"pass"`).
         """
-        given = {"name": name, "on_error": on_error, "place": place, "limit_s": limit_s, "copies": copies}
+        given = {"name": name, "on_error": on_error}
         changes = {k: v for k, v in given.items() if v is not None}
         if on_error is not None and on_error not in ("dead_letter", "stop", "pass"):
             raise SettingsError(f"options(on_error={on_error!r}): write 'dead_letter', 'stop' or 'pass'")
-        if place is not None and place not in ("auto", "inline", "workers"):
-            raise SettingsError(f"options(place={place!r}): write 'auto', 'inline' or 'workers'")
         twin = copy.copy(self)
         object.__setattr__(twin, "_options", msgspec.structs.replace(self._options, **changes))
         _stand_alone(twin)
