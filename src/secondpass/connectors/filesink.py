@@ -65,13 +65,16 @@ def unwritable(shown: str, error: OSError) -> OutputError:
 
 
 def undelivered(delivery: Delivery, number: int, shown: str) -> int:
-    """How many outputs at the beginning of a delivery have been delivered already."""
-    if delivery.first > number:
+    """How many outputs at the beginning of a delivery have been delivered already.
+
+    The first delivery may have any number: a stream may have got its sink late.
+    """
+    if delivery.first > number > 0:
         raise OutputError(
             f"{shown}: the next output to deliver is number {number}, and the store gives {delivery.first}: outputs "
             f"are missing from the store; restore it from a backup, or start over with `secondpass run APP --fresh`"
         )
-    return min(number - delivery.first, delivery.count)
+    return min(max(number - delivery.first, 0), delivery.count)
 
 
 class FileSink:

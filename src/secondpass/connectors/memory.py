@@ -264,6 +264,7 @@ class CallableSink:
 
     def deliver(self, delivery: Delivery, events: list[Any] | None) -> None:
         done = undelivered(delivery, self._number, f"the sink {self._name}")
+        self._number = delivery.first + done
         for event in (events or [])[done:]:
             try:
                 self._function(event)
