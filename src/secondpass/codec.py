@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import msgspec
+import msgspec.inspect
 
 from secondpass.errors import DefinitionError
 
@@ -109,7 +110,7 @@ unpack = msgspec.msgpack.Decoder().decode
 # ---------------------------------------------------------------- what a type is
 
 
-def describe(tp: Any) -> str:
+def describe(tp: Any, _inside: frozenset[Any] = frozenset()) -> str:
     """A name for a type that stays the same from run to run: what the store keeps to compare."""
     if tp is None or tp is type(None):
         return "None"
@@ -118,16 +119,17 @@ def describe(tp: Any) -> str:
     origin = typing.get_origin(tp)
     args = typing.get_args(tp)
     if origin is typing.Annotated:
-        return describe(args[0])
+        return describe(args[0], _inside)
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(describe(a) for a in args)
+        return " | ".join(describe(a, _inside) for a in args)
     if origin is typing.Literal:
         return f"Literal[{', '.join(map(repr, args))}]"
     if origin is not None:
-        inner = ", ".join("..." if a is Ellipsis else describe(a) for a in args)
+        inner = ", ".join("..." if a is Ellipsis else describe(a, _inside) for a in args)
         return f"{origin.__name__}[{inner}]"
-    if is_struct(tp):
-        fields = ", ".join(f"{f.encode_name}: {describe(f.type)}" for f in msgspec.structs.fields(tp))
+    if is_struct(tp) and tp not in _inside:
+        inside = _inside | {tp}
+        fields = ", ".join(f"{f.encode_name}: {describe(f.type, inside)}" for f in msgspec.structs.fields(tp))
         return f"{tp.__name__}({fields})"
     return tp.__name__ if is_class(tp) else repr(tp)
 
@@ -203,6 +205,33 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def _refuse_strangers(tp: Any) -> None:
+    """Raises `DefinitionError` for a class that could be written but not read back as itself."""
+    seen: set[int] = set()
+    waiting: list[Any] = [msgspec.inspect.type_info(tp), *map(msgspec.inspect.type_info, _inside_deques(tp))]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, tuple):
+            waiting += typing.cast("tuple[Any, ...]", found)
+        elif isinstance(found, msgspec.inspect.CustomType):
+            cls = found.cls
+            if cls not in (collections.deque, collections.Counter) and cls.__name__ != "ndarray":
+                known = "dict" if issubclass(cls, dict) else "a dataclass, a msgspec.Struct or a plain type"
+                raise DefinitionError(
+                    f"{describe(tp)} cannot be stored: nobody knows what a {cls.__name__} holds; use {known}"
+                )
+        elif isinstance(found, (msgspec.inspect.Type, msgspec.inspect.Field)) and id(found) not in seen:
+            seen.add(id(found))
+            waiting += [getattr(found, name) for name in found.__struct_fields__]
+
+
+def _inside_deques(tp: Any) -> list[Any]:
+    """The arguments of deques and Counters, which msgspec does not look into."""
+    args = typing.get_args(tp)
+    inner = [part for arg in args for part in _inside_deques(arg)]
+    return [*args, *inner] if typing.get_origin(tp) in (collections.deque, collections.Counter) else inner
+
+
 def _exact_scalar(tp: Any) -> Callable[[Any], bool]:
     if tp is int:
         return lambda v: type(v) is int and _INT_MIN <= v <= _INT_MAX
@@ -253,6 +282,8 @@ class Codec:
             raise DefinitionError(f"the type {tp!r} cannot be stored: {error}") from None
         self.quick = _quick_types(tp)
         self.scalar = self.quick is not None
+        if not self.scalar:
+            _refuse_strangers(tp)
         self.encode: Callable[[Any], bytes] = pack
         self.exact: Callable[[Any], bool] = self._compile()
 
