@@ -269,6 +269,11 @@ def _define(cls: type[Task[Any]]) -> None:
                 f"{cls.__name__}.{name} is async; analysis is CPU-bound here: write a plain function, and do "
                 f"waiting in a source or a sink"
             )
+    if "handle_batch" in namespace and shape.outputs:
+        raise DefinitionError(
+            f"{cls.__name__}.handle_batch cannot say which event a named output belongs to: write handle, or return "
+            f"the events and let a second task emit them"
+        )
     if "handle_batch" in namespace and (shape.tables or shape.values):
         raise DefinitionError(f"{cls.__name__} has state, so it handles one event at a time: write handle")
     for base in getattr(cls, "__orig_bases__", ()):

@@ -54,6 +54,6 @@ app = App(
         Detection(cid=c, time=float(t), confidence=p)
         for t, (c, p) in enumerate([(1, 0.9), (2, 0.8), (9, 0.1)])
     ],
-    tasks=[sure, SuppressNeighbours(window_s=60.0).options(on_error="stop", place="inline"), label],
+    tasks=[sure, SuppressNeighbours(window_s=60.0).options(on_error="stop"), label],
     sink=print,
 )

@@ -60,7 +60,7 @@ app = App(
     "scoring",
     source=[Clip(cid=1, time=0.0, features=(0.1, 0.9)), Clip(cid=2, time=1.0, features=(0.0, 0.1))],
     tasks=[
-        Score(model_path="model.bin").options(place="workers", limit_s=5.0, copies=2),
+        Score(model_path="model.bin").options(on_error="pass"),
         Recalibrate(spread=0.05),
     ],
     sink=print,

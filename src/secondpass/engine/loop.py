@@ -8,10 +8,11 @@ deliver     the outputs to the sinks, each with its number
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
@@ -61,13 +62,14 @@ class Hub:
         """Run until the input ends or somebody asks to stop."""
         while not self.stopping:
             began = time.perf_counter()
-            epoch = self.take()  # 1. take
-            if epoch is None:
-                break
-            if not epoch.count:
+            with _no_garbage_collection():
+                epoch = self.take()  # 1. take
+                if epoch is None:
+                    break
+                outcome = self.run_epoch(epoch) if epoch.count else None  # 2. run
+            if outcome is None:
                 self.wait()
                 continue
-            outcome = self.run_epoch(epoch)  # 2. run
             rows = self.commit(epoch, outcome)  # 3. commit
             self.outbox.deliver(rows, outcome.streams)  # 4. deliver
             self.pacer.ran(epoch.count, time.perf_counter() - began)
@@ -158,17 +160,11 @@ class Hub:
         self._active_at = time.monotonic()
         if epoch.retry is not None and not epoch.events:
             return Outcome()  # a dead letter is dropped, or the command is left out
-        collecting = gc.isenabled()
-        # Events hold no cycles and die with the epoch: looking for garbage among them costs a tenth.
-        gc.disable()
         try:
             return self.chain.run(epoch, careful=self.pacer.careful or epoch.retry is not None)
         except Cut as cut:
             self.chain.discard()
             raise self._stop(epoch, cut) from cut.error
-        finally:
-            if collecting:
-                gc.enable()
 
     def _stop(self, epoch: Epoch, cut: Cut) -> TaskError:
         """Commit what precedes the event that stops the app; gives the error to raise."""
@@ -255,6 +251,18 @@ class Hub:
         if states != self.store.progress.sinks:
             self.store.commit(msgspec.structs.replace(self.store.progress, sinks=states), {}, [], [])
         failpoint("finish.after")
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Generator[None]:
+    """Events hold no cycles and die with their epoch: to look for garbage among them costs a tenth."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _ValueDelta:

@@ -65,7 +65,11 @@ class FastMoment:
         self.counts, self.emitted, self.logged = {}, [], []
 
     def index(self) -> int:
-        return self._total - self._events.__length_hint__() - 1
+        """The index of the running event."""
+        index = self._total - self._events.__length_hint__() - 1
+        if index < 0:
+            raise TaskFault("handle_batch handles many events at once, so there is no one position, time or random")
+        return index
 
     @property
     def _path(self) -> tuple[int, ...]:
