@@ -1,0 +1,26 @@
+"""What the crash tests share: the modules beside this file, and a fork server per test process."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from harness import Case, Server  # noqa: E402 - found through the line above
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Forks processes that run the real command line, some milliseconds each."""
+    with Server() as found:
+        yield found
+
+
+@pytest.fixture
+def new_case(server: Server, tmp_path: Path) -> Callable[[list[bytes]], Case]:
+    """Makes a directory with the app and its input, ready to run."""
+    made = iter(range(1_000_000))
+    return lambda lines: Case.make(tmp_path / f"case-{next(made)}", server, lines)

@@ -1,0 +1,108 @@
+"""The app that the crash tests kill: every kind of state and output, errors, counters, several emissions.
+
+The tests copy this file beside its input, so that each run has its own store. Every output carries the
+position it was made at (`at`): a test tells from an output alone which record it belongs to.
+"""
+
+from collections.abc import Iterator
+
+from secondpass import App, Event, Task, output, table, value
+from secondpass.connectors import JsonLines
+
+
+class Reading(Event):
+    n: int
+    cid: int
+    time: float
+    value: float
+
+
+class Scored(Event):
+    n: int
+    cid: int
+    time: float
+    value: float
+    part: int
+    at: int
+
+
+class Page(Event):
+    n: int
+    at: int
+    time: float
+    total: float
+    draw: float
+
+
+class Suppress(Task[Reading]):
+    """A table of scalars with a time to live, and a counter."""
+
+    window_s: float = 20.0
+    last_seen = table(int, float, ttl_s="window_s")
+
+    def handle(self, event: Reading) -> Reading | None:
+        seen = event.cid in self.last_seen
+        self.last_seen[event.cid] = event.time
+        if seen and event.n % 4 == 0:
+            self.count("suppressed")
+            return None
+        return event
+
+
+class Recent(Task[Reading]):
+    """A table of lists changed in place; a negative value raises after the change."""
+
+    recent = table(int, list[float], factory=list)
+    by_line = table(str, int)
+
+    def handle(self, event: Reading) -> Reading:
+        recent = self.recent[event.cid]
+        recent.append(event.value)
+        del recent[:-4]
+        line = f"line-{event.n % 700}"
+        if line in self.by_line and event.n % 3 == 0:
+            del self.by_line[line]
+        else:
+            self.by_line[line] = event.n
+        if event.value < 0:
+            raise ValueError(f"a negative value in line {event.n}")
+        return event.replace(value=round(sum(recent) / len(recent), 6))
+
+
+class Split(Task[Reading]):
+    """A generator: none, one or two events out of one, and an error after the first."""
+
+    def handle(self, event: Reading) -> Iterator[Scored]:
+        for part in range(event.n % 3):
+            if part == 1 and event.n % 23 == 0:
+                raise RuntimeError(f"line {event.n} cannot be split")
+            self.count(f"part {part}")
+            yield event.to(Scored, part=part, at=self.position)
+
+
+class Score(Task[Scored]):
+    """A value, a named output, randomness; where it raises the event passes."""
+
+    total = value(float, 0.0)
+    worst = value(tuple[int, ...], ())
+    pages = output(Page)
+
+    def handle(self, event: Scored) -> Scored:
+        self.total = round(self.total + event.value, 6)
+        if event.n % 101 == 0:
+            raise KeyError(event.n)
+        if event.value > 60:
+            self.worst = (*self.worst[-3:], event.n)
+        if event.n % 7 == 0:
+            draw = self.random.random()
+            self.pages.emit(Page(n=event.n, at=self.position, time=self.now, total=self.total, draw=draw))
+        return event
+
+
+app = App(
+    "crash",
+    source=JsonLines("in.jsonl", Reading),
+    tasks=[Suppress(), Recent(), Split(), Score().options(on_error="pass")],
+    sink=JsonLines("out.jsonl"),
+    sinks={"pages": JsonLines("pages.jsonl")},
+)

@@ -1,0 +1,520 @@
+"""What crash tests need: an input, an app in a directory, processes to kill, and the comparison with the plain loop.
+
+    lines(rng, count)       a random input, malformed lines and poison events included
+    Case                    a directory with app, input, outputs and store; `start` runs a command in it
+    Case.check()            what the store and the output files hold, against `reference.run`, at any moment
+    Server                  forks the processes; `RealCommand` starts the installed `secondpass` instead
+
+`check` may be called after every kill: the store must stand at some position, with exactly the state,
+dead letters and counts that the plain loop has there, and the output files must be a prefix of what it
+put out until there, no shorter than what the store has recorded. At the end they must be whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import crash_app
+import msgspec
+
+from secondpass import reference
+from secondpass.engine.compare import codecs_of
+from secondpass.engine.outbox import decode_event_plain, type_name
+from secondpass.record import INTAKE, DeadLetter, Refused, Retry
+from secondpass.reference import Tally, live_cells
+from secondpass.store.database import Store
+from secondpass.store.spool import Command, Spool
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parent.parent / "src" / "secondpass"
+NAME = "crash_app.py"
+STREAMS = {"main": "out.jsonl", "pages": "pages.jsonl"}
+TASKS = crash_app.app.tasks
+
+
+# ---------------------------------------------------------------- inputs
+
+_MALFORMED = (
+    b"{",
+    b"[]",
+    b"null",
+    b"garbage",
+    b'{"n": 1}',
+    b'{"n": "one", "cid": 1, "time": 1.0, "value": 1.0}',
+    b'{"n": 1, "cid": 1, "time": 1.0, "value": 1.0} {}',
+)
+
+
+def lines(rng: random.Random, count: int, first: int = 0) -> list[bytes]:
+    """The lines of an input, each with its newline: equal times, times running backwards, blank lines."""
+    found: list[bytes] = []
+    now = 1000.0 + first
+    for n in range(first, first + count):
+        kind = rng.random()
+        if kind < 0.02:
+            found.append(rng.choice(_MALFORMED) + b"\n")
+        elif kind < 0.025:
+            found.append(b"\n")
+        step = rng.choice((0.0, 0.0, 0.5, 1.0, 3.0, -2.0))
+        now = round(now + step, 3)
+        value = round(rng.uniform(0, 100), 2)
+        if rng.random() < 0.03:
+            value = -value
+        at = 1e12 if rng.random() < 0.003 and n else now
+        event = {"n": n, "cid": rng.randrange(40), "time": at, "value": value}
+        found.append(json.dumps(event).encode() + b"\n")
+    return found
+
+
+_decode = msgspec.json.Decoder(crash_app.Reading).decode
+
+
+def records_of(data: bytes) -> tuple[list[Any], list[int]]:
+    """The records of an input file, and where each ends; decoded here by hand, one by one."""
+    records: list[Any] = []
+    ends: list[int] = []
+    start = 0
+    for line in data.splitlines(keepends=True):
+        text = line.rstrip(b"\r\n")
+        if text.strip():
+            try:
+                records.append(_decode(text))
+            except msgspec.MsgspecError as error:
+                records.append(Refused(str(error), text, start, "in.jsonl"))
+            ends.append(start + len(line))
+        start += len(line)
+    return records, ends
+
+
+# ---------------------------------------------------------------- the named points
+
+
+def points() -> list[str]:
+    """Every name that the source gives to `failpoint`, found by reading it."""
+    found: set[str] = set()
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path.name == "failpoints.py":
+            continue
+        text = path.read_text()
+        names = re.findall(r"\bfailpoint\(\s*\"([^\"]+)\"\s*\)", text)
+        calls = len(re.findall(r"(?<!def )(?<!import )\bfailpoint\(", text))
+        assert calls == len(names), f"{path}: a failpoint without a literal name cannot be found by the tests"
+        found.update(names)
+    return sorted(found)
+
+
+# ---------------------------------------------------------------- processes
+
+
+class Process:
+    """A process that was started by a server."""
+
+    def __init__(self, server: Server, pid: int) -> None:
+        self._server = server
+        self.pid = pid
+
+    def wait(self, timeout_s: float = 60.0) -> int:
+        """Its exit code; the negative number of the signal that ended it."""
+        return self._server.wait(self.pid, timeout_s)
+
+    def ended(self, timeout_s: float) -> bool:
+        """Whether it ends within so many seconds."""
+        try:
+            self.wait(timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal; a process that has just ended does not mind."""
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            assert self.pid in self._server.codes or self.wait() is not None
+
+
+class Server:
+    """The fork server's client."""
+
+    def __enter__(self) -> Self:
+        ours, theirs = socket.socketpair()
+        environment = {n: v for n, v in os.environ.items() if not n.startswith(("SECONDPASS_", "PYTEST_"))}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, str(HERE / "runner.py"), "--serve", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+            )
+        self._line = ours
+        self._buffer = b""
+        self.codes: dict[int, int] = {}
+        assert self._message(60.0) == {"ready": True}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.close()
+        self._process.wait(10)
+
+    def start(self, directory: Path, arguments: list[str], env: dict[str, str]) -> Process:
+        request = {"cwd": str(directory), "arguments": arguments, "env": env}
+        self._line.sendall(json.dumps(request).encode() + b"\n")
+        while True:
+            message = self._message(60.0)
+            if "started" in message:
+                self.codes.pop(message["started"], None)
+                return Process(self, message["started"])
+            self.codes[message["ended"]] = message["code"]
+
+    def wait(self, pid: int, timeout_s: float) -> int:
+        deadline = time.monotonic() + timeout_s
+        while pid not in self.codes:
+            message = self._message(max(0.0, deadline - time.monotonic()))
+            self.codes[message["ended"]] = message["code"]
+        return self.codes[pid]
+
+    def _message(self, timeout_s: float) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            self._line.settimeout(max(timeout_s, 1e-4))
+            part = self._line.recv(65536)
+            assert part, "the fork server has died"
+            self._buffer += part
+        text, _, self._buffer = self._buffer.partition(b"\n")
+        return json.loads(text)
+
+
+def real_command(directory: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    """The installed `secondpass`, as a user starts it."""
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("secondpass")), *arguments],
+        cwd=directory,
+        env={**os.environ, "SECONDPASS_EPOCH_RECORDS": "64", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+# ---------------------------------------------------------------- cases
+
+
+@dataclass
+class Standing:
+    """Where a store was found to stand."""
+
+    position: int
+    folded: int
+    kept_from: int
+    complete: bool
+
+
+class Mismatch(AssertionError):
+    """The store or the outputs are not what the plain loop says."""
+
+
+class Case:
+    """A directory with the app, its input, its outputs and its store."""
+
+    def __init__(self, directory: Path, server: Server) -> None:
+        self.directory = directory
+        self.server = server
+        self.store = directory / ".secondpass" / crash_app.app.name
+        self.wants: dict[str, Command] = {}
+        """By spool name: the commands that were left for the app."""
+        self.epoch_records = 50
+        self._states: dict[Any, Any] = {}
+
+    @classmethod
+    def make(cls, directory: Path, server: Server, content: list[bytes]) -> Case:
+        directory.mkdir(parents=True)
+        shutil.copy(HERE / NAME, directory / NAME)
+        (directory / "in.jsonl").write_bytes(b"".join(content))
+        return cls(directory, server)
+
+    def copy(self, to: Path) -> Case:
+        """The same case in another directory."""
+        shutil.copytree(self.directory, to)
+        twin = Case(to, self.server)
+        twin.wants, twin.epoch_records, twin._states = dict(self.wants), self.epoch_records, self._states
+        return twin
+
+    def remove(self) -> None:
+        """All was well: nobody will look at this directory."""
+        shutil.rmtree(self.directory)
+
+    def append(self, content: list[bytes]) -> None:
+        """Let the input grow."""
+        with (self.directory / "in.jsonl").open("ab") as file:
+            file.write(b"".join(content))
+
+    def start(self, *options: str, command: str = "run", **env: str) -> Process:
+        """Start a command; its output goes to `log.txt`."""
+        epochs = {"SECONDPASS_EPOCH_RECORDS": str(self.epoch_records)}
+        return self.server.start(self.directory, [command, NAME, *options], {**epochs, **env})
+
+    def run(self, *options: str, expect: int | None = 0, **env: str) -> int:
+        """Run to the end; the exit code must be the expected one."""
+        code = self.start(*options, **env).wait()
+        assert expect is None or code == expect, f"exit code {code}, expected {expect}:\n{self.log()}"
+        return code
+
+    def ask(self, command: Command) -> None:
+        """Leave a command in the spool."""
+        self.wants[Spool(self.store).put(command)] = command
+
+    def letters(self) -> list[tuple[int, str]]:
+        """The dead letters as (number, task)."""
+        store = Store.open_to_read(self.store)
+        try:
+            return [(number, letter.task) for number, _, letter in store.letters()]
+        finally:
+            store.close()
+
+    def log(self) -> str:
+        """What all processes of this case printed."""
+        path = self.directory / "log.txt"
+        return path.read_text(errors="replace")[-4000:] if path.exists() else ""
+
+    def count(self, **env: str) -> dict[str, int]:
+        """Run to the end and count how often each point is passed."""
+        path = self.directory / "counts.json"
+        self.run(SECONDPASS_TEST_COUNT=str(path), **env)
+        return json.loads(path.read_text())
+
+    # ---- the comparison
+
+    def check(self, *, complete: bool = True, state: bool = True) -> Standing:
+        """Compare with the plain loop; raises `Mismatch` with all that differs.
+
+        `complete`: everything must have been read, done and delivered.
+        """
+        store = Store.open_to_read(self.store)
+        try:
+            return _Check(self, store).run(complete=complete, state=state)
+        finally:
+            store.close()
+
+    def check_after_kill(self, *, state: bool = True) -> Standing | None:
+        """As `check`, wherever the run has got to; None when there is no store yet."""
+        database = self.store / "store.db"
+        if not database.exists() or not _has_schema(self.store):
+            for name in STREAMS.values():
+                path = self.directory / name
+                if path.exists() and path.stat().st_size:
+                    raise Mismatch(f"{name} holds outputs, and there is no store")
+            return None
+        return self.check(complete=False, state=state)
+
+
+def _has_schema(directory: Path) -> bool:
+    import apsw
+
+    db = apsw.Connection(str(directory / "store.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return bool(list(db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'progress'")))
+    except apsw.CantOpenError:
+        return False  # an empty file: nothing was ever committed
+    finally:
+        db.close()
+
+
+class _Check:
+    def __init__(self, case: Case, store: Store) -> None:
+        self.case = case
+        self.store = store
+        self.wrong: list[str] = []
+
+    def expect(self, what: str, found: Any, wanted: Any) -> None:
+        if found != wanted:
+            self.wrong.append(f"{what}: found {_difference(found, wanted)}")
+
+    def run(self, *, complete: bool, state: bool) -> Standing:
+        case, progress = self.case, self.store.progress
+        data = (case.directory / "in.jsonl").read_bytes()
+        records, ends = records_of(data)
+        retries = self._retries()
+        log = self._log(records, retries, progress.position)
+        wanted = self._meaning(log, retries)
+        self.expect("records read", len(log), progress.position)
+        taken = progress.position - len(retries)
+        if complete:
+            self.expect("records taken of the input", taken, len(records))
+            self.expect("commands done", {d["command"] for _, d in self._commands()}, set(case.wants))
+            self.expect("commands left in the spool", Spool(case.store).waiting(), [])
+        if taken:
+            place = progress.sources[0]
+            self.expect("the source's place", (place["offset"]["bytes"], place["skip"]), (ends[taken - 1], 0))
+        self._outputs(wanted, complete)
+        self._letters(wanted)
+        self.expect("the stream's time", progress.now, wanted.now)
+        tallies = {n: msgspec.convert(t, Tally) for n, t in progress.tallies.items()}
+        if progress.position:
+            self.expect(
+                "tallies",
+                {n: asdict(t) for n, t in tallies.items()},
+                {n: asdict(t) for n, t in wanted.tallies.items()},
+            )
+        if state:
+            self.expect("state", self._state(progress.now), wanted.state)
+        if self.wrong:
+            raise Mismatch(
+                f"at position {progress.position} of {case.directory}:\n  "
+                + "\n  ".join(self.wrong)
+                + f"\n{case.log()}"
+            )
+        return Standing(progress.position, progress.folded, progress.kept_from.get("main", 0), complete)
+
+    def _commands(self) -> list[tuple[str, dict[str, Any]]]:
+        """What became of each command, by the store's history: (kind, details)."""
+        return [
+            (k, {**d, "position": p})
+            for p, k, d in self.store.history()
+            if k in ("retry", "drop", "left out")
+        ]
+
+    def _retries(self) -> list[tuple[int, tuple[str, Command]]]:
+        done = self._commands()
+        names = [details["command"] for _, details in done]
+        self.expect("commands done once", sorted(names), sorted(set(names)))
+        unknown = set(names) - set(self.case.wants)
+        if unknown:
+            raise Mismatch(f"the history has commands that nobody gave: {unknown}")
+        return [
+            (d["position"], (d["command"], self.case.wants[d["command"]])) for k, d in done if k == "retry"
+        ]
+
+    def _log(
+        self, records: list[Any], retries: list[tuple[int, tuple[str, Command]]], position: int
+    ) -> list[Any]:
+        """The log up to a position: the input with the retries in the places where history has them."""
+        log: list[Any] = []
+        rest = iter(records)
+        for at, (_, command) in retries:
+            while len(log) < at:
+                log.append(next(rest))
+            before = [r for r in retries if r[0] < at]
+            log.append(_retry(command, self._meaning(log, before).dead_letters[command.letter]))
+        while len(log) < position:
+            log.append(next(rest))
+        return log
+
+    def _meaning(self, log: list[Any], retries: list[tuple[int, tuple[str, Command]]]) -> reference.Result:
+        """What the plain loop makes of a log; kept, since an input only grows and many kills meet the same log."""
+        key = (len(log), tuple((at, name) for at, (name, _) in retries if at < len(log)))
+        if key not in self.case._states:
+            self.case._states[key] = reference.run(TASKS, log)
+        return self.case._states[key]
+
+    def _outputs(self, wanted: reference.Result, complete: bool) -> None:
+        for stream, name in STREAMS.items():
+            path = self.case.directory / name
+            found = path.read_bytes() if path.exists() else b""
+            whole = b"".join(msgspec.json.encode(e) + b"\n" for e in wanted.streams[stream])
+            number = len(wanted.streams[stream])
+            self.expect(f"number of outputs of {stream}", self.store.progress.numbers.get(stream, 0), number)
+            if complete:
+                if found != whole:
+                    self.wrong.append(f"{name}: {_bytes_difference(found, whole)}")
+                continue
+            if not whole.startswith(found):
+                self.wrong.append(
+                    f"{name} is no prefix of the committed outputs: {_bytes_difference(found, whole)}"
+                )
+            recorded = (self.store.progress.sinks.get(stream) or {}).get("size", 0)
+            if len(found) < recorded:
+                self.wrong.append(f"{name} has {len(found)} bytes, and the store vouches for {recorded}")
+            kept = b"".join(row.body for row in self.store.outputs(stream))
+            if not whole.endswith(kept) or len(whole) - len(kept) > recorded:
+                self.wrong.append(f"{stream}: the store's outputs do not reach from the file's to the last")
+
+    def _letters(self, wanted: reference.Result) -> None:
+        found = [
+            (
+                letter.position,
+                letter.task,
+                letter.error,
+                decode_event_plain(letter.event),
+                letter.raw,
+                letter.offset,
+                letter.source,
+            )
+            for _, _, letter in self.store.letters()
+        ]
+        self.expect("dead letters", found, [_letter(letter) for letter in wanted.dead_letters])
+        sent = {d["letter"] for kind, d in self._commands() if kind == "retry"}
+        dropped = {d["letter"] for kind, d in self._commands() if kind == "drop"}
+        for number, status, _ in self.store.letters():
+            want = "sent" if number in sent else "dropped" if number in dropped else "open"
+            self.expect(f"status of dead letter {number}", status, want)
+
+    def _state(self, now: float) -> dict[str, dict[str, Any]]:
+        cells = self.store.load(codecs_of(TASKS))
+        found: dict[str, dict[str, Any]] = {}
+        for task in TASKS:
+            shape = type(task)._shape
+            mine: dict[str, Any] = {
+                n: live_cells(s, cells[task.name, n], s.ttl_of(task), now) for n, s in shape.tables.items()
+            }
+            for name, spec in shape.values.items():
+                rest = cells[task.name, name]
+                mine[name] = spec.codec.decode(rest[None] if rest else spec.initial)
+            found[task.name] = mine
+        return found
+
+
+def _retry(command: Command, letter: DeadLetter) -> Retry:
+    if command.event is None:
+        return Retry(command.letter, letter.task, letter.event)
+    if letter.event is None:
+        return Retry(command.letter, INTAKE, msgspec.convert(command.event, crash_app.Reading))
+    return Retry(command.letter, letter.task, letter.event.replace(**command.event))
+
+
+def _letter(letter: DeadLetter) -> tuple[Any, ...]:
+    event = None if letter.event is None else msgspec.to_builtins(letter.event)
+    assert letter.event is None or type_name(type(letter.event))
+    return (letter.position, letter.task, letter.error, event, letter.raw, letter.offset, letter.source)
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict) and found.keys() == wanted.keys():
+        return "; ".join(
+            f"[{k!r}] {_difference(found[k], wanted[k])}" for k in found if found[k] != wanted[k]
+        )
+    if isinstance(found, list) and isinstance(wanted, list):
+        at = next(
+            (i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b),
+            min(len(found), len(wanted)),
+        )
+        return f"{len(found)} for {len(wanted)}, first at {at}: {found[at : at + 1]!r} for {wanted[at : at + 1]!r}"
+    return f"{repr(found)[:600]}, expected {repr(wanted)[:600]}"
+
+
+def _bytes_difference(found: bytes, wanted: bytes) -> str:
+    at = next(
+        (i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b),
+        min(len(found), len(wanted)),
+    )
+    return f"{len(found)} bytes for {len(wanted)}, first difference at byte {at}: {found[at : at + 80]!r} for {wanted[at : at + 80]!r}"
+
+
+def until(true: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    """Wait until something has happened."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError("it has not happened")
+        time.sleep(0.002)

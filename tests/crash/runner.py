@@ -1,0 +1,328 @@
+"""Runs the real command line in a process that is made to be killed, or whose disk is made to fail.
+
+    python runner.py run crash_app.py       one command
+    python runner.py --serve FD             a fork server: imports everything once, then forks per command
+
+What the environment asks for:
+
+    SECONDPASS_KILL_AT      the named points of `failpoints`, and those of the system calls below
+    SECONDPASS_TEST_FAIL    `point:pass:ERROR[+]`: the system call fails with that error (+: and all later)
+    SECONDPASS_TEST_COUNT   a file for the number of passes through each point, written at the end
+    SECONDPASS_TEST_MUTATE  a named mistake, to see that the tests would notice it
+    SECONDPASS_TEST_LIMIT   RLIMIT_FSIZE in bytes
+
+System calls have the points `sys.WHERE.CALL.before`, `.torn` (half of a write is done) and `.after`:
+WHERE is `db` or `wal` (SQLite's files, through a VFS), or `sink`, `lock`, `spool`; CALL is `write` or `sync`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import json
+import os
+import pkgutil
+import resource
+import select
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+import secondpass.cli
+from secondpass import failpoints
+from secondpass.engine import outbox
+from secondpass.failpoints import failpoint
+from secondpass.store import database, fold
+
+FAIL, COUNT, MUTATE, LIMIT = (f"SECONDPASS_TEST_{n}" for n in ("FAIL", "COUNT", "MUTATE", "LIMIT"))
+
+
+# ---------------------------------------------------------------- failing system calls
+
+
+class Failures:
+    """Which system call fails, when, and how."""
+
+    def __init__(self, text: str) -> None:
+        self._rules: dict[str, tuple[int, bool, int]] = {}
+        self._passes: dict[str, int] = {}
+        for part in filter(None, text.split(",")):
+            point, number, error = part.split(":")
+            self._rules[point] = (int(number), error.endswith("+"), getattr(errno, error.rstrip("+")))
+
+    def check(self, point: str) -> None:
+        """Raise an `OSError` where one is asked for."""
+        if point not in self._rules:
+            return
+        self._passes[point] = seen = self._passes.get(point, 0) + 1
+        number, forever, code = self._rules[point]
+        if seen == number or (forever and seen > number):
+            raise OSError(code, os.strerror(code))
+
+
+_failures = Failures("")
+
+
+class ShimFile(apsw.VFSFile):
+    """A file of SQLite whose writes and syncs are named points."""
+
+    def __init__(self, base: str, name: Any, flags: list[int]) -> None:
+        path = name.filename() if isinstance(name, apsw.URIFilename) else str(name)
+        self._kind = "wal" if path.endswith("-wal") else "db"
+        super().__init__(base, name, flags)
+
+    def _call(self, point: str) -> None:
+        failpoint(f"{point}.before")
+        try:
+            _failures.check(point)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise apsw.FullError(str(error)) from error
+            failure = apsw.IOError(str(error))
+            failure.extendedresult = apsw.SQLITE_IOERR_FSYNC if "sync" in point else apsw.SQLITE_IOERR_WRITE
+            raise failure from error
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - SQLite's name
+        point = f"sys.{self._kind}.write"
+        self._call(point)
+        half = len(data) // 2
+        super().xWrite(data[:half], offset)
+        failpoint(f"{point}.torn")
+        super().xWrite(data[half:], offset + half)
+        failpoint(f"{point}.after")
+
+    def xSync(self, flags: int) -> None:  # noqa: N802
+        point = f"sys.{self._kind}.sync"
+        self._call(point)
+        super().xSync(flags)
+        failpoint(f"{point}.after")
+
+
+class ShimVFS(apsw.VFS):
+    """SQLite's own files, through `ShimFile`."""
+
+    def __init__(self) -> None:
+        self._base = apsw.vfs_names()[0]
+        super().__init__("shim", self._base, makedefault=True)
+
+    def xOpen(self, name: Any, flags: list[int]) -> ShimFile:  # noqa: N802
+        return ShimFile(self._base, name, flags)
+
+
+def _kind_of(descriptor: int) -> str | None:
+    """Which of our files this is; None for all others."""
+    try:
+        path = os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)")  # noqa: PTH115 - no path of ours
+    except OSError:
+        return None
+    folder, _, name = path.rpartition("/")
+    if name == "hub.lock":
+        return "lock"
+    if folder.endswith("/commands"):
+        return "spool"
+    return "sink" if name.endswith((".jsonl", ".gz", ".csv")) else None
+
+
+def _wrap_os() -> None:
+    """Make the writes and syncs of Python code named points."""
+    write, pwrite, sync = os.write, os.pwrite, os.fsync
+
+    def in_halves(descriptor: int, data: Any, do: Any) -> int:
+        kind = _kind_of(descriptor)
+        if kind is None:
+            return do(data, 0)
+        point = f"sys.{kind}.write"
+        failpoint(f"{point}.before")
+        _failures.check(point)
+        half = len(data) // 2
+        done = do(data[:half], 0)
+        failpoint(f"{point}.torn")
+        done += do(data[half:], done)
+        failpoint(f"{point}.after")
+        return done
+
+    def shim_write(descriptor: int, data: Any) -> int:
+        return in_halves(descriptor, data, lambda part, _: write(descriptor, part))
+
+    def shim_pwrite(descriptor: int, data: Any, offset: int) -> int:
+        return in_halves(descriptor, data, lambda part, done: pwrite(descriptor, part, offset + done))
+
+    def shim_sync(descriptor: int) -> None:
+        kind = _kind_of(descriptor)
+        if kind is None:
+            return sync(descriptor)
+        failpoint(f"sys.{kind}.sync.before")
+        _failures.check(f"sys.{kind}.sync")
+        sync(descriptor)
+        return failpoint(f"sys.{kind}.sync.after")
+
+    os.write, os.pwrite, os.fsync = shim_write, shim_pwrite, shim_sync
+
+
+class Counts(dict[str, int]):
+    """Stands in for the armed points: none is armed, each pass is counted."""
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, name: object) -> bool:
+        assert isinstance(name, str)
+        self[name] = self.get(name, 0) + 1
+        return False
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def _deliver_before_commit() -> None:
+    from secondpass.engine.loop import Hub
+
+    commit = Hub.commit
+
+    def mistaken(self: Hub, epoch: Any, outcome: Any) -> list[Any]:
+        self.outbox.deliver(self.outbox.rows(self.store, outcome.streams, epoch.first), outcome.streams)
+        commit(self, epoch, outcome)
+        return []
+
+    Hub.commit = mistaken
+
+
+def _no_transaction() -> None:
+    database.Store._transaction = lambda self: contextlib.nullcontext()
+
+
+def _forget_a_cell() -> None:
+    whole = database.table_delta
+
+    def mistaken(table: int, changed: dict[Any, Any], gone: Any) -> Any:
+        return whole(table, dict(list(changed.items())[1:]), gone)
+
+    database.table_delta = mistaken
+
+
+def _sink_starts_over() -> None:
+    from secondpass.connectors.filesink import FileSink
+
+    FileSink._already_there = lambda self, body: 0
+
+
+MISTAKES = {
+    f.__name__.removeprefix("_"): f
+    for f in (_deliver_before_commit, _no_transaction, _forget_a_cell, _sink_starts_over)
+}
+
+
+# ---------------------------------------------------------------- one command
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line in this process, as its environment asks; gives the exit code."""
+    global _failures
+    failpoints._armed = failpoints._parse(os.environ.get(failpoints.VARIABLE, ""))
+    _failures = Failures(os.environ.get(FAIL, ""))
+    counts = os.environ.get(COUNT)
+    if counts:
+        failpoints._armed = Counts()
+    # Everything that happens seldom happens often here.
+    fold.CELLS_MIN, fold.SLICE = 400, 60
+    database.KEEP_OUTPUT_BYTES = 8 * 1024
+    outbox.SYNC_EVERY_S, outbox.SYNC_EVERY_BYTES = 3600.0, 20_000  # by bytes: the same in every run
+    if "sys." in f"{os.environ.get(failpoints.VARIABLE)} {os.environ.get(FAIL)}" or counts:
+        vfs = ShimVFS()
+        assert vfs is not None
+        _wrap_os()
+    if os.environ.get(MUTATE):
+        MISTAKES[os.environ[MUTATE]]()
+    if os.environ.get(LIMIT):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ[LIMIT]),) * 2)
+    sys.argv = ["secondpass", *arguments]
+    try:
+        return secondpass.cli.main(arguments)
+    finally:
+        if counts:
+            Path(counts).write_text(json.dumps(failpoints._armed))
+
+
+# ---------------------------------------------------------------- the fork server
+
+
+def _import_all() -> None:
+    """Import what a command imports late, once for all children."""
+    for name in ("psutil", "rich", "rich.console", "rich.progress", "rich.live"):
+        importlib.import_module(name)
+    for package in ("secondpass.cli", "secondpass.engine", "secondpass.connectors", "secondpass.store"):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            importlib.import_module(f"{package}.{module.name}")
+
+
+def _child(request: dict[str, Any]) -> int:
+    os.setsid()
+    os.chdir(request["cwd"])
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(request["env"])
+    try:
+        return run(request["arguments"])
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 - a child must not come back as the server
+        traceback.print_exc()
+        return 70
+
+
+def serve(descriptor: int) -> None:
+    """Fork a child for every request line; report every start and end."""
+    _import_all()
+    line = socket.socket(fileno=descriptor)
+    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    reader = line.makefile("rb")
+    line.sendall(b'{"ready": true}\n')
+    children = 0
+    while True:
+        ready, _, _ = select.select([line, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            while children:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    break
+                children -= 1
+                code = os.waitstatus_to_exitcode(status)
+                line.sendall(json.dumps({"ended": pid, "code": code}).encode() + b"\n")
+        if line in ready:
+            # One request at a time: the client waits for its `started` before it sends another.
+            text = reader.readline()
+            if not text:
+                return
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+                    signal.signal(
+                        number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                    )
+                line.detach()
+                os.close(descriptor)
+                code = _child(json.loads(text))
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+            children += 1
+            line.sendall(json.dumps({"started": pid}).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        serve(int(sys.argv[2]))
+    else:
+        sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""kill -9 at every named point and system call: at its first, a middle and its last pass, and again during recovery."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import Case, Mismatch, Server, Standing, lines, points
+
+from secondpass.errors import StoreDamaged
+from secondpass.store.spool import Command
+
+CALLS = {
+    "db": ("write", "sync"),
+    "wal": ("write", "sync"),
+    "sink": ("write", "sync"),
+    "lock": ("write", "sync"),
+}
+SYSTEM = [
+    f"sys.{where}.{call}.{moment}"
+    for where, calls in CALLS.items()
+    for call in calls
+    for moment in ("before", "torn", "after")
+    if call == "write" or moment != "torn"
+]
+# Passed by other commands than `run`; test_retries.py and test_fresh.py kill there.
+ELSEWHERE = {name for name in points() if name.startswith(("spool.put.", "fresh."))}
+HERE = [*(p for p in points() if p not in ELSEWHERE), *SYSTEM]
+
+
+@pytest.fixture(scope="module")
+def new(server: Server, tmp_path_factory: pytest.TempPathFactory, seed: int) -> Case:
+    """An app that has never run."""
+    content = lines(random.Random(f"{seed} new"), 450)
+    return Case.make(tmp_path_factory.mktemp("new") / "case", server, content)
+
+
+@pytest.fixture(scope="module")
+def later(server: Server, tmp_path_factory: pytest.TempPathFactory, seed: int) -> Case:
+    """An app that was killed before a delivery; since then its input grew and commands wait in the spool."""
+    rng = random.Random(f"{seed} later")
+    case = Case.make(tmp_path_factory.mktemp("later") / "case", server, lines(rng, 400))
+    assert case.run(expect=None, SECONDPASS_KILL_AT="deliver.before:13") == -9
+    case.check_after_kill()
+    case.append(lines(rng, 400, first=400))
+    letters = case.letters()
+    first = {task: number for number, task in reversed(letters)}
+    case.ask(Command("retry", first["Recent"], {"value": 3.0}))
+    case.ask(Command("drop", letters[-1][0]))
+    case.ask(Command("retry", first["Split"]))
+    case.ask(Command("retry", first[""], {"n": 9002, "cid": 2, "time": 6.0, "value": 4.0}))
+    case.ask(Command("retry", 10_000))
+    return case
+
+
+@pytest.fixture(scope="module")
+def scenarios(
+    new: Case, later: Case, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Case, dict[str, int]]]:
+    """Both apps, each with the number of times that a run passes each point."""
+    found: dict[str, tuple[Case, dict[str, int]]] = {}
+    for name, case in (("new", new), ("later", later)):
+        counted = case.copy(tmp_path_factory.mktemp("count") / name)
+        counts = counted.count()
+        standing = counted.check()
+        assert standing.folded and standing.kept_from, (
+            "no fold or no pruning happened: the test shows too little"
+        )
+        found[name] = (case, counts)
+    return found
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> Callable[[Case], Case]:
+    made = iter(range(1_000_000))
+    return lambda case: case.copy(tmp_path / str(next(made)))
+
+
+def passes(point: str, count: int) -> list[int]:
+    """The first, a middle and the last pass; how many pages SQLite writes varies a little."""
+    last = count * 9 // 10 if point.startswith("sys.wal.write") else count
+    return sorted({1, (count + 1) // 2, last})
+
+
+def kill_at(case: Case, point: str, number: int, **env: str) -> Standing | None:
+    """Run until the point's pass; the process must have been killed there, and nothing may be wrong."""
+    code = case.run(expect=None, SECONDPASS_KILL_AT=f"{point}:{number}", **env)
+    assert code == -9, f"pass {number} of {point} was not reached: exit code {code}\n{case.log()}"
+    return case.check_after_kill()
+
+
+def finish(case: Case, point: str) -> Standing:
+    """Run to the end; all must be there."""
+    try:
+        case.run()
+        return case.check()
+    except AssertionError as error:
+        error.add_note(f"after kill -9 at {point}")
+        raise
+
+
+@pytest.mark.parametrize("point", HERE)
+def test_a_run_killed_at_a_point_goes_on_as_if_it_had_not_been(
+    point: str, scenarios: dict[str, tuple[Case, dict[str, int]]], copies: Callable[[Case], Case]
+) -> None:
+    reached = 0
+    for case, counts in scenarios.values():
+        for number in passes(point, counts[point]) if point in counts else ():
+            killed = copies(case)
+            kill_at(killed, point, number)
+            finish(killed, f"pass {number} of {point}")
+            killed.remove()
+            reached += 1
+    assert reached, f"no run passes {point}: a scenario for it is missing"
+
+
+FIRST_FAULTS = (
+    "commit.sync.before",
+    "commit.after",
+    "deliver.before",
+    "sys.sink.write.torn",
+    "sys.wal.write.torn",
+    "sys.wal.sync.before",
+    "sink.sync.after",
+    "fold.slice.after",
+    "fold.end.after",
+    "prune.after",
+    "spool.remove.before",
+    "finish.before",
+)
+
+
+@pytest.mark.parametrize("first", FIRST_FAULTS)
+def test_a_recovery_killed_at_any_point_loses_nothing(
+    first: str,
+    scenarios: dict[str, tuple[Case, dict[str, int]]],
+    copies: Callable[[Case], Case],
+    rng: random.Random,
+) -> None:
+    case, counts = scenarios["later"]
+    broken = copies(case)
+    number = rng.randint(1, counts[first])
+    kill_at(broken, first, number)
+    reached = copies(broken).count()
+    # The points of a recovery, and some of what follows it: all firsts together cover every point.
+    early = [p for p in reached if p.startswith(("store.", "start.", "recover.", "lock.", "spool."))]
+    others = rng.sample(sorted(set(reached) - set(early)), 4)
+    for second in [*early, *others]:
+        twice = copies(broken)
+        kill_at(twice, second, 1)
+        finish(twice, f"pass {number} of {first}, then pass 1 of {second}")
+        twice.remove()
+
+
+def test_every_point_in_the_source_is_killed_at_by_some_test() -> None:
+    assert {p.partition(".")[0] for p in ELSEWHERE} <= {"spool", "fresh"}
+    assert len(HERE) >= 40
+
+
+MUTANTS = {
+    "deliver_before_commit": ("commit.sync.before", 5),
+    "no_transaction": ("commit.write.after", 5),
+    "sink_starts_over": ("deliver.after", 5),
+    "forget_a_cell": ("commit.after", 6),
+}
+
+
+@pytest.mark.parametrize("mistake", MUTANTS)
+def test_the_comparison_notices_a_mistake_in_the_engine(
+    mistake: str, new: Case, copies: Callable[[Case], Case]
+) -> None:
+    point, number = MUTANTS[mistake]
+    case = copies(new)
+    # It may show at the kill, at the next start or at the end.
+    with pytest.raises((Mismatch, AssertionError, StoreDamaged)) as found:  # noqa: PT012
+        kill_at(case, point, number, SECONDPASS_TEST_MUTATE=mistake)
+        case.run(SECONDPASS_TEST_MUTATE=mistake)
+        case.check()
+    assert "was not reached" not in str(found.value)

@@ -1,0 +1,207 @@
+"""kill -9 from outside at random moments of running apps, again and again, until each app has come to its end.
+
+SECONDPASS_KILLS says how many kills there are in all (200 normally; `make crash` asks for 5,000). They are
+shared out over the tests of this file; a test goes on with new apps until it has made its share.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import Case, Mismatch, Process, Server, Standing, lines, until
+
+from secondpass.store.database import Store
+from secondpass.store.spool import Command
+
+KILLS = int(os.environ.get("SECONDPASS_KILLS") or 200)
+SHARES = 8
+FOLLOWED = 2  # of the shares
+
+
+class Drawn:
+    """Random choices of one app, to be printed when it fails."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.records = rng.randint(200, 2500)
+        self.epoch_records = rng.choice((1, 7, 50, 300))
+        self.commands = rng.randint(0, 3)
+        # Most of the time until a run ends; at times so little that even recovery is cut off.
+        self.delay_s = rng.choice((0.03, 0.15, 0.3))
+        self.log: list[str] = []
+
+    def __str__(self) -> str:
+        return (
+            f"{self.records} records, epochs of {self.epoch_records}, {self.commands} commands; "
+            f"{'; '.join(self.log[-12:])}"
+        )
+
+
+def share_of(number: int) -> int:
+    """How many kills the test of this number makes."""
+    return KILLS // SHARES + (number < KILLS % SHARES)
+
+
+def killed(process: Process, after_s: float) -> bool:
+    """Kill a process after so long; whether that was before its end."""
+    if process.ended(after_s):
+        code = process.wait()
+        assert code == 0, f"the run ended by itself with exit code {code}"
+        return False
+    process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+def ask_something(case: Case, rng: random.Random, drawn: Drawn) -> None:
+    """Now and then leave a command for a dead letter in the spool."""
+    if drawn.commands == 0 or rng.random() < 0.5 or not (case.store / "store.db").exists():
+        return
+    try:
+        found = case.letters()
+    except Exception:  # noqa: BLE001 - killed while the store was made: there is nothing to read yet
+        return
+    if not found:
+        return
+    drawn.commands -= 1
+    number, task = rng.choice(found)
+    event = rng.choice(({"value": 50.0}, None)) if task else {"n": 1, "cid": 2, "time": 3.0, "value": 4.0}
+    case.ask(rng.choice((Command("retry", number, event), Command("drop", number))))
+
+
+def kill_until_it_ends(case: Case, rng: random.Random, drawn: Drawn, wanted: int) -> int:
+    """Start and kill the app until a run comes to its end; gives the number of kills."""
+    case.epoch_records = drawn.epoch_records
+    kills = 0
+    while kills < wanted:
+        delay_s = rng.uniform(0, drawn.delay_s)
+        process = case.start()
+        if not killed(process, delay_s):
+            break
+        kills += 1
+        # The state of every tenth kill is compared at once; a mistake in it shows at the end in any case.
+        standing = case.check_after_kill(state=rng.random() < 0.1)
+        drawn.log.append(
+            f"killed after {delay_s * 1e3:.1f} ms at {standing.position if standing else 'nothing'}"
+        )
+        ask_something(case, rng, drawn)
+        if kills % 10 == 0:
+            drawn.delay_s *= 2  # so that the app comes to its end
+    case.run()
+    case.check()
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(SHARES - FOLLOWED))
+def test_kills_at_random_moments_lose_and_repeat_nothing(
+    number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int
+) -> None:
+    made, apps = 0, 0
+    while made < share_of(number):
+        drawn = Drawn(rng)
+        case = Case.make(tmp_path / str(apps), server, lines(rng, drawn.records))
+        try:
+            made += kill_until_it_ends(case, rng, drawn, share_of(number) - made)
+        except BaseException as error:
+            error.add_note(f"SEED={seed}, app {apps}, kill {made}: {drawn}")
+            raise
+        case.remove()
+        apps += 1
+
+
+class Reader:
+    """Someone who follows an output file and never sees anything but whole outputs growing in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seen = b""
+
+    def look(self) -> None:
+        found = self._path.read_bytes() if self._path.exists() else b""
+        assert len(found) >= len(self.seen), (
+            f"{self._path} shrank from {len(self.seen)} to {len(found)} bytes"
+        )
+        assert found.startswith(self.seen), f"{self._path} changed what a reader had seen"
+        self.seen = found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(SHARES - FOLLOWED, SHARES))
+def test_a_followed_input_survives_kills_while_it_is_written(
+    number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int
+) -> None:
+    made, apps = 0, 0
+    while made < share_of(number):
+        drawn = Drawn(rng)
+        case = Case.make(tmp_path / str(apps), server, [])
+        readers = [Reader(case.directory / name) for name in ("out.jsonl", "pages.jsonl")]
+        try:
+            made += _follow(case, rng, drawn, readers, min(15, share_of(number) - made))
+        except BaseException as error:
+            error.add_note(f"SEED={seed}, app {apps}, kill {made}: {drawn}")
+            raise
+        case.remove()
+        apps += 1
+
+
+def _follow(case: Case, rng: random.Random, drawn: Drawn, readers: list[Reader], kills: int) -> int:
+    case.epoch_records = drawn.epoch_records
+    written = 0
+    data = b"".join(lines(rng, drawn.records))
+    with (case.directory / "in.jsonl").open("ab", buffering=0) as file:
+        for _ in range(kills):
+            process = case.start("--follow")
+            until_s = time.monotonic() + rng.uniform(0.02, 0.25)
+            while time.monotonic() < until_s:
+                # Cut anywhere, so that the app meets half lines.
+                written += file.write(data[written : written + rng.randint(0, 2000)])
+                for reader in readers:
+                    reader.look()
+                time.sleep(0.001)
+            assert killed(process, 0.0), "a followed input has no end"
+            for reader in readers:
+                reader.look()
+            standing = case.check_after_kill(state=rng.random() < 0.3)
+            drawn.log.append(
+                f"killed at {standing.position if standing else 'nothing'} with {written} bytes written"
+            )
+            ask_something(case, rng, drawn)
+        file.write(data[written:])
+    process = case.start("--follow")
+    until(lambda: _caught_up(case, len(data)))
+    process.kill(signal.SIGINT)
+    process.wait()
+    case.check()
+    for reader in readers:
+        reader.look()
+    return kills
+
+
+def _caught_up(case: Case, size: int) -> bool:
+    store = Store.open_to_read(case.store)
+    try:
+        sources = store.progress.sources
+        done = set(store.progress.commands) >= set(case.wants)
+        return done and bool(sources) and sources[0] is not None and sources[0]["offset"]["bytes"] == size
+    finally:
+        store.close()
+
+
+def test_the_random_kills_notice_a_mistake(
+    new_case: Callable[[list[bytes]], Case], rng: random.Random
+) -> None:
+    def once() -> Standing | None:
+        case = new_case(lines(rng, 1500))
+        case.epoch_records = 20
+        for _ in range(20):
+            if not killed(case.start(SECONDPASS_TEST_MUTATE="sink_starts_over"), rng.uniform(0.05, 0.2)):
+                break
+            case.check_after_kill()
+        return case.check()
+
+    with pytest.raises((Mismatch, AssertionError)):  # noqa: PT012 - a mistake may hide from one app's kills
+        for _ in range(10):
+            once()
