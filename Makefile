@@ -64,7 +64,7 @@ check: test lint types  ## test, lint and types
 
 .PHONY: crash
 crash: $(DEVELOP)  ## kill the running engine at KILLS random moments (SEED=)
-	SECONDPASS_KILLS=$(KILLS) $(PYTEST) $(LONG) tests/crash/test_random_kills.py $(ARGS)
+	SECONDPASS_KILLS=$(KILLS) $(PYTEST) $(PARALLEL) $(LONG) tests/crash/test_random_kills.py $(ARGS)
 
 .PHONY: powerloss
 powerloss: $(DEVELOP)  ## restart from IMAGES disk images of a power loss (SEED=)

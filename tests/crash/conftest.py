@@ -1,5 +1,6 @@
 """What the crash tests share: the modules beside this file, and a fork server per test process."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,3 +25,14 @@ def new_case(server: Server, tmp_path: Path) -> Callable[[list[bytes]], Case]:
     """Makes a directory with the app and its input, ready to run."""
     made = iter(range(1_000_000))
     return lambda lines: Case.make(tmp_path / f"case-{next(made)}", server, lines)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many random kills there were, and how to repeat them."""
+    passed = terminalreporter.stats.get("passed", [])
+    kills = sum(dict(report.user_properties).get("kills", 0) for report in passed if report.when == "call")
+    if kills:
+        seed = os.environ.get("SECONDPASS_SEED") or terminalreporter.config.getoption("randomly_seed", None)
+        terminalreporter.write_line(
+            f"{kills} kills at random moments, nothing lost or repeated (SEED={seed})"
+        )

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import Case, Mismatch, Process, Server, Standing, lines, until
@@ -97,9 +98,10 @@ def kill_until_it_ends(case: Case, rng: random.Random, drawn: Drawn, wanted: int
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(SHARES - FOLLOWED))
 def test_kills_at_random_moments_lose_and_repeat_nothing(
-    number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int
+    number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int, record_property: Any
 ) -> None:
     made, apps = 0, 0
+    record_property("kills", share_of(number))
     while made < share_of(number):
         drawn = Drawn(rng)
         case = Case.make(tmp_path / str(apps), server, lines(rng, drawn.records))
@@ -131,9 +133,10 @@ class Reader:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(SHARES - FOLLOWED, SHARES))
 def test_a_followed_input_survives_kills_while_it_is_written(
-    number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int
+    number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int, record_property: Any
 ) -> None:
     made, apps = 0, 0
+    record_property("kills", share_of(number))
     while made < share_of(number):
         drawn = Drawn(rng)
         case = Case.make(tmp_path / str(apps), server, [])
