@@ -54,8 +54,8 @@ def render(report: DemoReport, console: Console) -> None:
         f"seed {report.seed}"
     )
     console.print(
-        f"{report.detections:,} detections through {len(report.tasks)} tasks in {report.seconds:.1f} s, "
-        f"{report.events_per_second:,.0f} a second, each committed to disk exactly once"
+        f"{report.detections:,} detections, {len(report.tasks)} tasks, {report.seconds:.1f} s: "
+        f"{report.events_per_second:,.0f} a second, each committed to disk once"
     )
     console.print()
     console.print(_chain(report))
