@@ -189,10 +189,10 @@ def freeze(value: Any) -> Any:
         return bytes(value)
     if kind is datetime.datetime:
         return value if value.tzinfo is None else _seal_datetime(value)
-    if codec.is_struct(kind):
+    if hasattr(kind, "__struct_fields__"):
         return _freeze_struct(value)
-    if isinstance(value, tuple) and hasattr(kind, "_make"):
-        return kind._make(map(freeze, typing.cast("tuple[Any, ...]", value)))
+    if hasattr(kind, "_make"):  # a named tuple
+        return kind._make(map(freeze, value))
     if codec.is_numpy(value, "ndarray"):
         # A read-only view (`broadcast_to`, a slice) changes with the array that it looks at.
         if value.flags.writeable or not value.flags.owndata:
@@ -209,7 +209,7 @@ def freeze(value: Any) -> Any:
 
 def _freeze_struct(value: Any) -> Any:
     """A frozen Struct inside an event, with what it holds made immutable."""
-    if isinstance(value, Event) or not type(value).__struct_config__.frozen:
+    if isinstance(value, Event) or not value.__struct_config__.frozen:
         return value
     changes: dict[str, Any] = {}
     for name in value.__struct_fields__:

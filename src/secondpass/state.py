@@ -14,14 +14,17 @@ wherever a call may have to be undone; `engine/overlay.py` has the fast one with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+import decimal
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
 import msgspec
 
-from secondpass.codec import Codec, codec_for, ordered, pack
+from secondpass.codec import Codec, codec_for, is_struct, ordered, pack
 from secondpass.errors import DefinitionError, TaskFault
-from secondpass.event import event_types, owned
+from secondpass.event import UntypedEvent, event_types, owned
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -84,7 +87,8 @@ class TableSpec:
         self.key: Codec = codec_for(key)
         self.value: Codec = codec_for(value)
         self.ttl_s = ttl_s
-        _refuse_key_type(self.key)
+        _refuse_key_type(self.key.name, key)
+        self.float_keys = _holds_float(key)
         self._factory: Callable[[], Any] | None = factory
         self._default = default
         if default is not MISSING and factory is not None:
@@ -128,8 +132,17 @@ class TableSpec:
             pack(key)  # raises what is the event's fault: an integer beyond 64 bits, a lone surrogate
             why = "NaN never equals itself" if key != key else self.key.explain(key)
             raise TaskFault(f"{self.owner}.{self.name}: as a key, {why}")
-        if key == 0 and type(key) is float and str(key) == "-0.0":
-            raise TaskFault(f"{self.owner}.{self.name}: -0.0 is no key; write 0.0 (key + 0.0)")
+        if self.float_keys and has_odd_float(key):
+            raise TaskFault(
+                f"{self.owner}.{self.name}: {key!r} is no key: NaN never equals itself, and -0.0 equals 0.0; "
+                f"write 0.0 (x + 0.0)"
+            )
+
+    def own_key(self, key: Any, cells: Iterable[Any]) -> Any:
+        """The key under which `cells` hold what this one finds: 1.0 finds the cell 1, whose bytes are others."""
+        if self.key.exact(key) and not (self.float_keys and has_odd_float(key)):
+            return key
+        return next((k for k in cells if k == key), key)
 
     def rest(self, key: Any, value: Any) -> Any:
         """The resting form of a value; raises `TaskFault` unless it is exactly of the declared type."""
@@ -143,15 +156,55 @@ class TableSpec:
         return rest if self.value.scalar else self.value.decode(rest)
 
 
-def _refuse_key_type(key: Codec) -> None:
+_ONE_KEY: frozenset[Any] = frozenset({int, float, bool})
+
+
+def _refuse_key_type(name: str, tp: Any, seen: frozenset[Any] = frozenset()) -> None:
     """Equal keys must have equal bytes, or the store would hold one cell twice."""
-    numbers = (key.quick or frozenset()) & {int, float, bool}
-    if len(numbers) > 1:
+    origin, args = typing.get_origin(tp), typing.get_args(tp)
+    base = origin or tp
+    if origin is typing.Literal or base in seen:
+        return
+    if base in (frozenset, Mapping):
+        raise DefinitionError(f"table(key={name}): sets and mappings have no order; use a sorted tuple")
+    if base is decimal.Decimal:
         raise DefinitionError(
-            f"table(key={key.name}): 1, 1.0 and True are one key in Python; declare one of them"
+            f"table(key={name}): Decimal('1.0') equals Decimal('1.00'); use a str or an int"
         )
-    if "frozenset" in key.name or "Mapping" in key.name:
-        raise DefinitionError(f"table(key={key.name}): sets and mappings have no order; use a sorted tuple")
+    if base in (Any, object) or isinstance(base, TypeVar) or (base is tuple and not args):
+        raise DefinitionError(
+            f"table(key={name}): 1, 1.0 and True are one key in Python; say what a key holds"
+        )
+    if origin in (typing.Union, types.UnionType) and len(_ONE_KEY & set(args)) > 1:
+        raise DefinitionError(
+            f"table(key={name}): 1, 1.0 and True are one key in Python; declare one of them"
+        )
+    for part in _key_parts(tp):
+        _refuse_key_type(name, part, seen | {base})
+
+
+def _key_parts(tp: Any) -> list[Any]:
+    """The types that a key of this type consists of."""
+    if is_struct(tp) or hasattr(tp, "_make"):  # a named tuple
+        return list(typing.get_type_hints(tp).values())
+    if typing.get_origin(tp) is typing.Literal:
+        return []
+    return [a for a in typing.get_args(tp) if a is not Ellipsis]
+
+
+def _holds_float(tp: Any, seen: frozenset[Any] = frozenset()) -> bool:
+    return tp is float or (tp not in seen and any(_holds_float(p, seen | {tp}) for p in _key_parts(tp)))
+
+
+def has_odd_float(key: Any) -> bool:
+    """Whether a key is, or holds, NaN or -0.0."""
+    if type(key) is float:
+        return key != key or (key == 0 and str(key) == "-0.0")
+    if isinstance(key, tuple):
+        return any(map(has_odd_float, cast("tuple[Any, ...]", key)))
+    if is_struct(type(key)):
+        return any(has_odd_float(getattr(key, name)) for name in key.__struct_fields__)
+    return False
 
 
 class ValueSpec(Generic[V]):
@@ -256,7 +309,7 @@ class Table(MutableMapping[K, V]):
             rest, written = entry if self._ttl_s is not None else (entry, 0.0)
             cell = [self._spec.wake(rest), written]
             if not self._spec.value.scalar:
-                self._touched[key] = cell
+                self._touched[self._spec.own_key(key, self._cells)] = cell
         if cell is not None and self._ttl_s is not None and self._moment.now - cell[1] >= self._ttl_s:
             return None
         return cell
@@ -273,6 +326,8 @@ class Table(MutableMapping[K, V]):
     def __setitem__(self, key: K, value: V) -> None:
         if self.allowed is not None:
             self._find(key)
+        if not self._spec.key.exact(key) and self._find(key) is not None:
+            key = self._own_key(key)  # as in a dict, an equal key finds the cell that is there
         self._spec.check_key(key)
         rest = self._spec.rest(key, value)
         self._touched[key] = [rest if self._spec.value.scalar else self._spec.wake(rest), self._moment.now]
@@ -280,7 +335,10 @@ class Table(MutableMapping[K, V]):
     def __delitem__(self, key: K) -> None:
         if self._find(key) is None:
             raise KeyError(key)
-        self._touched[key] = None
+        self._touched[self._own_key(key)] = None
+
+    def _own_key(self, key: Any) -> Any:
+        return self._spec.own_key(key, (*self._touched, *self._cells))
 
     def __iter__(self) -> Iterator[K]:
         if self.allowed is not None:
@@ -290,7 +348,8 @@ class Table(MutableMapping[K, V]):
             )
         known = dict.fromkeys(self._cells)
         known.update(dict.fromkeys(self._touched))
-        return iter([k for k in ordered(known) if self._find(k) is not None])
+        # Only the living are put in order: what has expired must not decide how keys compare.
+        return iter(ordered([k for k in known if self._find(k) is not None]))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -322,7 +381,7 @@ class Table(MutableMapping[K, V]):
             if default:
                 return default[0]
             raise KeyError(key)
-        self._touched[key] = None
+        self._touched[self._own_key(key)] = None
         return cell[0]
 
     def setdefault(self, key: K, default: Any = None) -> V:
@@ -334,6 +393,16 @@ class Table(MutableMapping[K, V]):
         for key in list(self):
             self._touched[key] = None
 
+    def copy(self) -> dict[K, V]:
+        """The live cells as a plain dict."""
+        return dict(self.items())
+
+    def __or__(self, other: Mapping[Any, Any]) -> dict[Any, Any]:
+        return dict(self.items()) | dict(other.items())
+
+    def __ror__(self, other: Mapping[Any, Any]) -> dict[Any, Any]:
+        return dict(other.items()) | dict(self.items())
+
     def __repr__(self) -> str:
         return repr(dict(self.items()))
 
@@ -344,7 +413,11 @@ class Table(MutableMapping[K, V]):
         if not self._spec.value.scalar:  # a scalar was looked at when it was assigned
             rest, ttl_s = self._spec.rest, self._ttl_s
             self._kept = {
-                key: MISSING if cell is None else rest(key, cell[0]) if ttl_s is None else (rest(key, cell[0]), cell[1])
+                key: MISSING
+                if cell is None
+                else rest(key, cell[0])
+                if ttl_s is None
+                else (rest(key, cell[0]), cell[1])
                 for key, cell in self._touched.items()
             }
 
@@ -423,11 +496,11 @@ class Output(Generic[E]):
 
     def emit(self, event: E) -> None:
         """Put an event out; it is delivered when the epoch is committed."""
-        types = self._spec.types
+        known = self._spec.types
         if (
-            types
-            and not isinstance(event, types)
-            and not (isinstance(event, dict) and issubclass(dict, types))
+            known
+            and not isinstance(event, known)
+            and not (isinstance(event, Mapping) and UntypedEvent in known)
         ):
             raise TaskFault(
                 f"{self._spec.owner}.{self._spec.name}.emit: {event!r} is not of the declared type "

@@ -25,7 +25,7 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, cast
 
 from secondpass.codec import ordered
-from secondpass.state import MISSING, TableSpec
+from secondpass.state import MISSING, TableSpec, has_odd_float
 
 # The dict's own operations, past what the classes below put before them.
 _Dict = dict[Any, Any]
@@ -120,11 +120,19 @@ class Cells(dict[Any, Any]):
     def __repr__(self) -> str:
         return repr(dict(self.items()))
 
-    def _no_operator(self, _: Any) -> Any:
+    def copy(self) -> dict[Any, Any]:
+        return dict(self.items())
+
+    def __or__(self, other: Any) -> dict[Any, Any]:
+        return dict(self.items()) | dict(other.items())
+
+    def __ror__(self, other: Any) -> dict[Any, Any]:
+        return dict(other.items()) | dict(self.items())
+
+    def __ior__(self, _: Any) -> Any:
         return NotImplemented
 
-    __or__ = __ror__ = __ior__ = _no_operator  # type: ignore[assignment]
-    copy = None  # type: ignore[assignment]  # a Table has none either
+    __reversed__ = None  # type: ignore[assignment]  # a Table has none either
 
     # The end of an epoch.
 
@@ -139,7 +147,8 @@ class Cells(dict[Any, Any]):
     def _check_keys(self) -> bool:
         key = self.spec.key
         if key.quick is None:
-            return all(map(key.exact, _Dict.keys(self)))
+            odd = self.spec.float_keys and any(map(has_odd_float, _Dict.keys(self)))
+            return not odd and all(map(key.exact, _Dict.keys(self)))
         if not set(map(type, _Dict.keys(self))) <= key.quick:
             return False
         # NaN and -0.0 would not be found again under themselves.
@@ -224,7 +233,7 @@ class Overlay(Cells):
 
     def _delete(self, key: Any) -> None:
         _drop(self, key, None)
-        self.gone.add(key)
+        self.gone.add(self.spec.own_key(key, self.base))
 
     def __contains__(self, key: object) -> bool:
         return self._live(key) is not MISSING
@@ -232,7 +241,8 @@ class Overlay(Cells):
     def __iter__(self) -> Iterator[Any]:
         known = {k for k in self.base if k not in self.gone}
         known.update(_Dict.__iter__(self))
-        return iter([k for k in ordered(known) if self._live(k) is not MISSING])
+        # Only the living are put in order: what has expired must not decide how keys compare.
+        return iter(ordered([k for k in known if self._live(k) is not MISSING]))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -305,7 +315,7 @@ class ObjectOverlay(Overlay):
             found = self.base.get(key, MISSING)
             if found is not MISSING:
                 found = self.spec.value.decode(found)
-                _put(self, key, found)
+                _put(self, self.spec.own_key(key, self.base), found)
         return found
 
     def get(self, key: Any, default: Any = None) -> Any:
@@ -378,7 +388,7 @@ class ObjectTtlOverlay(ObjectOverlay):
             if resting is None:
                 return MISSING
             entry = [self.spec.value.decode(resting[0]), resting[1]]
-            _put(self, key, entry)
+            _put(self, self.spec.own_key(key, self.base), entry)
         return MISSING if self.clock.now - entry[1] >= self.ttl_s else entry[0]
 
     def __getitem__(self, key: Any) -> Any:
