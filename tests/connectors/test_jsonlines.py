@@ -95,7 +95,9 @@ def shape(found: list[Any]) -> list[Any]:
         (b'{"a":1}\n\xef\xbb\xbf{"a":2}\n', [1, "refused"]),
     ],
 )
-def test_one_line_is_one_event_or_refused(tmp_path: Path, data: bytes, expected: list[Any], limit: int) -> None:
+def test_one_line_is_one_event_or_refused(
+    tmp_path: Path, data: bytes, expected: list[Any], limit: int
+) -> None:
     found = shape(records(JsonLines(file(tmp_path, data), Seen), limit))
     assert [r.a if isinstance(r, Seen) else r for r in found] == expected
 
@@ -145,8 +147,15 @@ def test_untyped_events_are_read_only_all_the_way_down(tmp_path: Path) -> None:
 
 
 def test_a_union_of_tagged_types_makes_a_stream_of_several_kinds(tmp_path: Path) -> None:
-    path = file(tmp_path, b'{"type":"Big","size":1}\n{"type":"Small","grams":2}\n{"type":"Other"}\n{"size":1}\n')
-    assert shape(records(JsonLines(path, Big | Small))) == [Big(size=1), Small(grams=2.0), "refused", "refused"]
+    path = file(
+        tmp_path, b'{"type":"Big","size":1}\n{"type":"Small","grams":2}\n{"type":"Other"}\n{"size":1}\n'
+    )
+    assert shape(records(JsonLines(path, Big | Small))) == [
+        Big(size=1),
+        Small(grams=2.0),
+        "refused",
+        "refused",
+    ]
 
 
 def test_a_check_of_the_event_type_refuses_its_line(tmp_path: Path) -> None:
@@ -260,7 +269,7 @@ def test_no_way_of_reading_differs_from_line_by_line(declared: Any, data: bytes,
     at = 0
     while at < len(data):
         parsed = parser.parse(data[at:], at, limit, final=True)
-        assert 0 < parsed.used
+        assert parsed.used > 0
         assert parsed.count <= limit
         origin = range(parsed.count) if parsed.origin is None else parsed.origin
         by_index = dict(zip(origin, parsed.events, strict=True))
@@ -276,7 +285,12 @@ def test_one_bad_line_does_not_change_the_others_in_a_large_buffer(tmp_path: Pat
         data = b"".join([*good[:bad], b"oops\n", *good[bad:]])
         assert len(data) > 3 * PIECE
         assert records(JsonLines(file(tmp_path, data), Seen), 100_000) == line_by_line(data, Seen)[:bad] + [
-            Refused("JSON is malformed: invalid character (byte 0)", b"oops", len(b"".join(good[:bad])), str(tmp_path / "x.jsonl"))
+            Refused(
+                "JSON is malformed: invalid character (byte 0)",
+                b"oops",
+                len(b"".join(good[:bad])),
+                str(tmp_path / "x.jsonl"),
+            )
         ] + [Seen(a=i) for i in range(bad, 10_000)]
 
 
@@ -386,7 +400,9 @@ def warnings_of_input(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[],
         yield lambda: caplog.messages
 
 
-def test_unknown_fields_are_warned_of_once(tmp_path: Path, warnings_of_input: Callable[[], list[str]]) -> None:
+def test_unknown_fields_are_warned_of_once(
+    tmp_path: Path, warnings_of_input: Callable[[], list[str]]
+) -> None:
     path = file(tmp_path, b'{"a":1}\n' + b'{"a":1,"b":2,"c":3}\n' * 50)
     assert len(records(JsonLines(path, Seen), 7)) == 51
     assert warnings_of_input() == [
@@ -394,19 +410,25 @@ def test_unknown_fields_are_warned_of_once(tmp_path: Path, warnings_of_input: Ca
     ]
 
 
-def test_unknown_fields_are_found_line_by_line_too(tmp_path: Path, warnings_of_input: Callable[[], list[str]]) -> None:
+def test_unknown_fields_are_found_line_by_line_too(
+    tmp_path: Path, warnings_of_input: Callable[[], list[str]]
+) -> None:
     path = file(tmp_path, b'oops\n{"a":1,"b":2}\n')
     records(JsonLines(path, Seen))
     assert len(warnings_of_input()) == 1
 
 
-def test_only_the_first_thousand_records_are_looked_at(tmp_path: Path, warnings_of_input: Callable[[], list[str]]) -> None:
+def test_only_the_first_thousand_records_are_looked_at(
+    tmp_path: Path, warnings_of_input: Callable[[], list[str]]
+) -> None:
     path = file(tmp_path, b'{"a":1}\n' * 1000 + b'{"a":1,"b":2}\n')
     records(JsonLines(path, Seen), 600)
     assert warnings_of_input() == []
 
 
-def test_tags_and_renamed_fields_are_known(tmp_path: Path, warnings_of_input: Callable[[], list[str]]) -> None:
+def test_tags_and_renamed_fields_are_known(
+    tmp_path: Path, warnings_of_input: Callable[[], list[str]]
+) -> None:
     class Renamed(Event, rename={"a": "alpha"}, tag_field="kind", tag="r"):
         a: int
 
@@ -419,12 +441,12 @@ def test_tags_and_renamed_fields_are_known(tmp_path: Path, warnings_of_input: Ca
 
 
 def test_a_missing_file_a_directory_and_a_pipe_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file.*follow=True"):
+    with pytest.raises(InputError, match=r"no such file.*follow=True"):
         JsonLines(tmp_path / "none.jsonl").open(None)
     with pytest.raises(InputError, match="is a directory"):
         JsonLines(tmp_path).open(None)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="no regular file.*'-'"):
+    with pytest.raises(InputError, match=r"no regular file.*'-'"):
         JsonLines(tmp_path / "pipe").open(None)
 
 
@@ -449,7 +471,9 @@ def test_a_file_without_permission_is_refused_with_what_to_do(tmp_path: Path, no
         JsonLines(path).open(None)
 
 
-def test_a_relative_path_is_resolved_when_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_resolved_when_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = JsonLines("x.jsonl")
     file(tmp_path, b'{"a":1}\n')
     monkeypatch.chdir(tmp_path)
@@ -467,7 +491,11 @@ def test_a_relative_path_is_resolved_when_it_is_opened(tmp_path: Path, monkeypat
     values=st.lists(
         st.dictionaries(
             st.text(max_size=5),
-            st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5) | st.floats(allow_nan=False, allow_infinity=False),
+            st.none()
+            | st.booleans()
+            | st.integers(-(2**63), 2**64 - 1)
+            | st.text(max_size=5)
+            | st.floats(allow_nan=False, allow_infinity=False),
             max_size=4,
         ),
         max_size=30,

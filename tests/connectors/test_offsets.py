@@ -54,7 +54,10 @@ def test_a_missing_file_is_named_with_where_it_was_looked_for(path: Path) -> Non
 def test_a_truncated_file_is_refused_with_the_sizes(path: Path) -> None:
     offset = offset_after(path, 100)
     os.truncate(path, 50)
-    with pytest.raises(InputError, match=rf"{offset['bytes']} bytes of it had been read, and it has 50.*--accept-input.*--fresh"):
+    with pytest.raises(
+        InputError,
+        match=rf"{offset['bytes']} bytes of it had been read, and it has 50.*--accept-input.*--fresh",
+    ):
         rest(path, offset)
 
 

@@ -195,6 +195,12 @@ def test_a_crash_at_any_byte_is_recovered_from_without_shrinking(
         assert whole.path.read_bytes() == full
 
 
+def recover(sink: Sink, after: int) -> None:
+    for delivery, events in deliveries()[after:]:
+        sink.deliver(delivery, events)
+    sink.recovered()
+
+
 @every_file
 def test_what_someone_else_appended_is_noticed_before_anything_is_delivered(
     kind: str, tmp_path: Path
@@ -214,9 +220,7 @@ def test_what_someone_else_appended_is_noticed_before_anything_is_delivered(
         sink = target.make()
         sink.open(state)
         with pytest.raises(OutputError, match="--accept-output"):
-            for delivery, events in deliveries()[2:]:
-                sink.deliver(delivery, events)
-            sink.recovered()
+            recover(sink, 2)
         sink.close()
         assert target.path.read_bytes() == before + extra
         target.path.write_bytes(before)

@@ -19,8 +19,9 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import msgspec
 
@@ -336,8 +337,11 @@ class CompressibleSink(FileSink):
 
     def _plain(self) -> Iterator[bytes]:
         """The text that the file holds, in parts."""
-        with open(os.dup(self._descriptor), "rb") as raw, gzip.GzipFile(fileobj=raw) as text:  # noqa: PTH123 - an open descriptor
-            raw.seek(0)
+        with ExitStack() as stack:
+            text: IO[bytes] | gzip.GzipFile = stack.enter_context(os.fdopen(os.dup(self._descriptor), "rb"))
+            text.seek(0)
+            if self._compressed:
+                text = stack.enter_context(gzip.open(text))
             while part := text.read(COMPARE_BYTES):
                 yield part
 
