@@ -126,21 +126,25 @@ def _seal_for(tp: Any) -> Callable[[Any], Any] | None:
     return _seal if _may_be_open(tp) else None
 
 
+_OPEN_BARE: tuple[Any, ...] = (tuple, frozenset)
+
+
 def _may_be_open(tp: Any, _seen: frozenset[Any] = frozenset()) -> bool:
     """Whether a decoded value of this type can hold something mutable, or a datetime, at any depth."""
     origin, args = typing.get_origin(tp), typing.get_args(tp)
-    base = origin or tp
+    base: Any = tp if origin is None else origin
     if origin is typing.Literal or base in _seen:
         return False
     if base in (Any, object, datetime.datetime, Mapping) or isinstance(base, TypeVar):
         return True
-    if base in (tuple, frozenset) and not args:
+    if base in _OPEN_BARE and not args:
         return True
     if codec.is_struct(base):  # other events seal themselves
         hints = () if issubclass(base, Event) else typing.get_type_hints(base).values()
         return any(_may_be_open(t, _seen | {base}) for t in hints)
-    if isinstance(base, type) and issubclass(base, tuple) and base is not tuple:
-        return any(_may_be_open(t) for t in typing.get_type_hints(base).values())
+    if base is not tuple and codec.is_class(base) and issubclass(base, tuple):
+        hints = typing.get_type_hints(typing.cast("Any", base)).values()
+        return any(_may_be_open(t, _seen | {base}) for t in hints)
     if getattr(base, "__name__", "") == "ndarray":
         return True
     return any(_may_be_open(a, _seen) for a in args)
