@@ -20,7 +20,7 @@ from secondpass.errors import TaskError, TaskFault, TaskStopped
 from secondpass.event import time_reader
 from secondpass.record import INTAKE, DeadLetter, Refused, Retry, Tick, error_text, refuse_time, trace_text
 from secondpass.state import CallValues, Moment, Table, TableSpec
-from secondpass.task import Task, accepts, attach, bind, call_of, expand, keys_of, set_up
+from secondpass.task import Task, accepts, attach, bind, call_of, expand, keys_of
 
 CAUGHT = (Exception, SystemExit)
 """What a task may raise without stopping anything but its own call."""
@@ -73,7 +73,6 @@ class Step:
         }
         self.values = CallValues(shape.values, values)
         attach(self.task, _values=self.values, **self.tables)
-        set_up(self.task)
         self._parts: list[Table[Any, Any] | CallValues] = [*self.tables.values(), self.values]
         self._call = call_of(self.task)
 

@@ -184,7 +184,7 @@ class Task(Generic[E]):
         """A logger whose lines appear once, when the epoch is committed, however often it was run."""
         from secondpass.tasklog import TaskLogger  # logging is loaded for the tasks that log
 
-        return TaskLogger(self._options.name, self._moment)
+        return TaskLogger(self)
 
     def count(self, name: str, n: int = 1) -> None:
         """Add to a counter of this task that is committed with the state."""
@@ -192,7 +192,11 @@ class Task(Generic[E]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         cls = type(self)
-        if name in cls._shape.values or self.__dict__.get("_setting_up"):
+        shape = cls._shape
+        if name in shape.values or (
+            self.__dict__.get("_setting_up")
+            and not (name in shape.tables or name in shape.outputs or name in shape.settings)
+        ):
             object.__setattr__(self, name, value)
             return
         if name in cls._shape.tables or name in cls._shape.outputs:
@@ -205,6 +209,17 @@ class Task(Generic[E]):
             f"{cls.__name__}.{name} is not declared: write `{name} = value(type, default)` or "
             f"`{name} = table(K, V)` in the class for memory, or assign resources in setup()"
         )
+
+    if not TYPE_CHECKING:  # a type checker would take every attribute for known
+
+        def __getattr__(self, name: str) -> Any:
+            shape = type(self)._shape
+            if name == "_values" or name in shape.tables or name in shape.outputs:
+                raise TaskFault(
+                    f"{type(self).__name__}.setup: it makes resources and runs once per process, so it sees no state "
+                    f"and emits nothing; do that in handle"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_options", "_event_type", *type(self)._shape.settings)
@@ -360,11 +375,12 @@ class FunctionTask(Task[Any]):
 
 
 def bind(task: Task[Any], moment: Moment) -> Task[Any]:
-    """A copy of a task for an engine: same settings and options, state and outputs still to be attached."""
+    """A copy of a task for an engine, set up: same settings and options, state still to be attached."""
     cls = type(task)
     bound: Task[Any] = object.__new__(cls)
     attach(bound, _options=task._options, _moment=moment)
     attach(bound, **{name: getattr(task, name) for name in cls._shape.settings})
+    set_up(bound)
     attach(bound, **{name: Output[Any](spec, moment.emit) for name, spec in cls._shape.outputs.items()})
     return bound
 
@@ -376,12 +392,12 @@ def attach(task: Task[Any], **attributes: Any) -> None:
 
 
 def set_up(task: Task[Any]) -> None:
-    """Run a bound task's `setup()`, which alone may assign attributes."""
+    """Run a task's `setup()`, which alone may assign attributes."""
     attach(task, _setting_up=True)
     try:
-        task.setup()
+        type(task).setup(task)
     finally:
-        object.__delattr__(task, "_setting_up")
+        attach(task, _setting_up=False)
 
 
 def _stand_alone(task: Task[Any]) -> None:
@@ -394,6 +410,7 @@ def _stand_alone(task: Task[Any]) -> None:
         _moment=moment,
         _values=CallValues(shape.values, {}),
         handle=functools.partial(_call_by_hand, task),
+        setup=functools.partial(set_up, task),
         **tables,
         **{n: Output[Any](s, moment.emit) for n, s in shape.outputs.items()},
     )
@@ -401,6 +418,8 @@ def _stand_alone(task: Task[Any]) -> None:
 
 def _call_by_hand(task: Task[Any], event: Any) -> Any:
     moment, cls = task._moment, type(task)
+    if "_setting_up" not in task.__dict__:
+        set_up(task)
     parts = [*(getattr(task, n) for n in cls._shape.tables), task._values]
     _keep_all(parts)  # what a test arranged by hand before this call
     time = time_reader(type(event))(event) if isinstance(event, (Event, ReadOnlyDict)) else None
@@ -443,7 +462,8 @@ def call_of(task: Task[Any]) -> Callable[[Any], Any]:
 
 def batch_results(task: Task[Any], events: list[Any]) -> list[Any]:
     """What `handle_batch` returns: one result per event."""
-    results: Any = typing.cast("Any", type(task)).handle_batch(task, events)
+    # A list of its own: the task may sort it or take from it.
+    results: Any = typing.cast("Any", type(task)).handle_batch(task, list(events))
     if results.__class__ is not list or len(results) != len(events):
         raise TaskFault(
             f"{task.name}.handle_batch returns a list with one result per event ({len(events)} here), "
@@ -472,7 +492,7 @@ def expand(result: Any, given: Any, name: str) -> tuple[list[Any], bool]:
 def _new(result: Any, given: Any, name: str) -> Any:
     if result is given:
         return result
-    if isinstance(result, (Event, dict)):
+    if isinstance(result, (Event, dict, Mapping)):
         return own(result, f"{name}.handle")
     got = f"{type(result).__name__} {str(result)[:80]!r}"
     if isinstance(result, bool):

@@ -9,11 +9,16 @@ from typing import Any
 class TaskLogger(logging.Logger):
     """Hands its records to the moment of the call, which keeps them until the commit."""
 
-    def __init__(self, task: str, moment: Any) -> None:
-        super().__init__(f"secondpass.task.{task}")
-        self._moment = moment
+    def __init__(self, task: Any) -> None:
+        super().__init__(f"secondpass.task.{task.name}")
+        self._task = task
         # For levels: what is not wanted there is not kept at all.
         self.parent = logging.getLogger("secondpass.task")
 
     def handle(self, record: logging.LogRecord) -> None:
-        self._moment.log(record)
+        try:
+            # Now: what the line is about may have changed when the epoch is committed.
+            record.msg, record.args = record.getMessage(), None
+        except Exception:  # noqa: BLE001, S110 - as with any logger, a wrong format is told where it is written
+            pass
+        self._task._moment.log(record)

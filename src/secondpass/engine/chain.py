@@ -29,16 +29,23 @@ class Chain:
         kinds, first_depth = epoch.kinds, 0
         if epoch.retry is not None and epoch.retry.task != INTAKE:
             first_depth = [s.name for s in self.stages].index(epoch.retry.task)
+        stop: Cut | None = None
         for depth, stage in enumerate(self.stages):
             if depth < first_depth:
                 continue
-            passed = stage.run(epoch, events, where, kinds, careful)
+            try:
+                passed = stage.run(epoch, events, where, kinds, careful)
+            except Cut as cut:
+                # The tasks behind it may stop the app earlier, at what it passed on before.
+                stop, passed = cut, cut.passed
             events, where, kinds = passed.events, passed.where, passed.kinds
             outcome.tallies[stage.name] = passed.tally
             outcome.logged += passed.logged
             letters += [(path_of(w), depth, letter) for w, letter in passed.letters]
             for seq, (stream, event, w) in enumerate(passed.emitted):
                 emitted[stream].append((w, depth, seq, event))
+        if stop is not None:
+            raise stop
         outcome.streams[MAIN] = (events, _indexes(where))
         for stream, found in emitted.items():
             if len(self.writers[stream]) > 1:

@@ -58,10 +58,25 @@ class Comparison:
                     )
                 self.moves[task, name] = target
             self.changes.append(f"state of {old} goes on as {new}")
+        self._refuse_two_on_one(drop)
         for old in drop:
             for found in self._named(old, self._known, "--drop"):
                 self.moves[found] = None
             self.changes.append(f"state of {old} is dropped")
+
+    def _refuse_two_on_one(self, drop: tuple[str, ...]) -> None:
+        """Two states cannot go on as one, and state that goes on elsewhere is not dropped."""
+        for old, new in self.moves.items():
+            if new is None:
+                continue
+            others = [o for o, n in self.moves.items() if n == new and o != old]
+            if new in self._known and new not in self.moves and not {new[0], ".".join(new)} & set(drop):
+                others.append(new)
+            if others:
+                raise ChainChanged(
+                    f"--rename {'.'.join(old)}={'.'.join(new)}: {'.'.join(others[0])} has state already; if it is not "
+                    f"needed: --drop {'.'.join(others[0])}"
+                )
 
     def _named(self, text: str, among: set[Name], option: str) -> list[Name]:
         found = [n for n in among if n[0] == text or ".".join(n) == text]

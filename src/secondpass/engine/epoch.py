@@ -86,7 +86,18 @@ class Epoch:
             offsets=offsets,
             kinds=self.kinds,
             intake_time=self.intake_time,
+            taken=_first(self.taken, index),
         )
+
+
+def _first(taken: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """What was taken from which source for the first `count` records.
+
+    >>> _first([(0, 3), (1, 4)], 5)
+    [(0, 3), (1, 2)]
+    """
+    before = accumulate((n for _, n in taken), initial=0)
+    return [(i, min(n, count - b)) for (i, n), b in zip(taken, before, strict=False) if b < count]
 
 
 @dataclass

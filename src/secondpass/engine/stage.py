@@ -29,12 +29,14 @@ from secondpass.task import Task, accepts, attach, batch_results, call_of, expan
 class Cut(Exception):
     """The epoch must end before one of its records, and the app with it."""
 
-    def __init__(self, index: int, task: Task[Any], event: Any, error: BaseException) -> None:
+    def __init__(self, index: int, task: Task[Any], event: Any, error: BaseException, passed: Passed) -> None:
         super().__init__(index)
         self.index = index
         self.task = task
         self.event = event
         self.error = error
+        self.passed = passed
+        """What the task passed on before."""
 
 
 class Clock:
@@ -68,7 +70,9 @@ class FastMoment:
         """The index of the running event."""
         index = self._total - self._events.__length_hint__() - 1
         if index < 0:
-            raise TaskFault("handle_batch handles many events at once, so there is no one position, time or random")
+            raise TaskFault(
+                "handle_batch handles many events at once, so there is no one position, time or random"
+            )
         return index
 
     @property
@@ -271,7 +275,7 @@ class Stage:
     def _failed(self, epoch: Epoch, event: Any, where: Where, error: BaseException, passed: Passed) -> None:
         index = path_of(where)[0]
         if isinstance(error, TaskFault) or self.on_error == "stop":
-            raise Cut(index, self.task, event, error) from error
+            raise Cut(index, self.task, event, error, passed) from error
         passed.tally.errors += 1
         passed.tally.error_streak += 1
         if self.on_error == "pass":
