@@ -312,12 +312,12 @@ def _smaller(case: Case) -> Any:
             size //= 2
 
 
-def report(case: Case, directory: Path) -> str:
+def report(case: Case, found: str, directory: Path) -> str:
     """A difference, made small and readable."""
     try:
         small, why = shrunk(case, directory)
     except AssertionError:
-        small, why = case, "it did not differ when run again: something outside the case decides"
+        small, why = case, f"{found}\n(it did not differ when run again: something outside the case decides)"
     return f"{why}\n\n{small}\n\nrepeat with: cases.differs(cases.generate({case.seed!r}), directory)"
 
 

@@ -29,5 +29,6 @@ def directory():
 def test_a_generated_app_gives_what_the_plain_loop_gives(part: int, seed: int, directory: Path) -> None:
     for number in range(part, CASES, PARTS):
         case = cases.generate(f"{seed} {number}")
-        if cases.differs(case, directory) is not None:
-            pytest.fail(cases.report(case, directory), pytrace=False)
+        found = cases.differs(case, directory)
+        if found is not None:
+            pytest.fail(cases.report(case, found, directory), pytrace=False)
