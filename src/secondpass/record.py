@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import traceback
 from typing import Any, NamedTuple
 
 from secondpass.event import LATEST_TIME_S
+
+_OURS = os.path.dirname(__file__) + os.sep  # noqa: PTH120  # compared with what frames hold: text
 
 INTAKE = ""
 """Stands for a task's name where an event was set aside before the chain."""
@@ -74,7 +77,7 @@ def error_text(error: BaseException) -> str:
 def trace_text(error: BaseException) -> str:
     """The traceback from the task's own frames on, so that it is the same wherever the call was made."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [i for i, f in enumerate(frames) if not f.filename.replace("\\", "/").rpartition("/secondpass/")[1]]
+    own = [i for i, frame in enumerate(frames) if not frame.filename.startswith(_OURS)]
     kept = frames[own[0] :] if own else frames[-1:]
     return "".join(
         ["Traceback (most recent call last):\n", *traceback.format_list(kept), error_text(error), "\n"]

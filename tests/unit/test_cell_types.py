@@ -111,3 +111,16 @@ def test_a_counter_counts_on_in_its_cell() -> None:
 
 def test_a_type_that_holds_itself_is_described_to_its_first_return() -> None:
     assert describe(Node) == "Node(value: float, next: Node | None)"
+
+
+class Chain(typing.NamedTuple):
+    value: int
+    next: "Chain | None" = None
+
+
+def test_an_event_may_hold_a_named_tuple_that_holds_itself() -> None:
+    class Linked(Event):
+        chain: Chain
+
+    event = Linked(chain=Chain(1, Chain(2)))
+    assert run(lambda event: event, [event]).outputs == [event]

@@ -1,8 +1,11 @@
 """`secondpass.testing.run` gives what the plain loop means, and says what a test wrote wrongly."""
 
 import math
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -210,6 +213,18 @@ def test_collected_errors_are_dead_letters_and_undo_their_call() -> None:
     assert (letter.position, letter.task, letter.error) == (1, "Fussy", "ValueError: no camera -1")
     assert letter.event == Seen(cid=-1, time=1.0)
     assert result.state("Fussy") == {"total": 2}
+
+
+def test_the_traceback_of_a_dead_letter_begins_with_the_tasks_own_code(tmp_path: Path) -> None:
+    # Also where a user's folder has our name: a frame is ours by the package's place alone.
+    (tmp_path / "secondpass").mkdir()
+    file = tmp_path / "secondpass" / "deep.py"
+    file.write_text("def inner(event):\n    raise ValueError('deep')\ndef outer(event):\n    inner(event)\n")
+    scope: dict[str, Any] = {}
+    exec(compile(file.read_text(), str(file), "exec"), scope)
+    (letter,) = run(scope["outer"], [{"n": 1}], errors="collect").dead_letters
+    assert re.findall(r'deep\.py", line (\d), in (\w+)', letter.traceback) == [("4", "outer"), ("2", "inner")]
+    assert letter.traceback.count("File ") == 2
 
 
 def test_collecting_leaves_a_task_that_passes_errors_on_in_peace() -> None:
