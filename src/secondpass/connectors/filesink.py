@@ -191,6 +191,31 @@ class FileSink:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def discard(self, state: dict[str, Any]) -> None:
+        """Remove the file that an earlier run left, for one that starts over.
+
+        Raises `OutputError` when it is another: what others wrote is not ours to throw away.
+        """
+        left = _state_from(state, self.path)
+        if left.path != self.path or not left.size:
+            return  # its outputs went elsewhere, or there are none
+        path = Path(os.path.abspath(self.path))  # noqa: PTH100 - Path.absolute keeps `..`
+        length, _ = left.tail
+        try:
+            with path.open("rb") as file:
+                file.seek(left.size - length)
+                tail = fingerprint(file.read(length))
+            if tail != left.tail:
+                raise OutputError(
+                    f"{self.path} is not as this app left it: the {length} bytes before byte {left.size} are others. "
+                    f"Move it away and run again"
+                )
+            path.unlink()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
     # ------------------------------------------------------------ what a kind of file adds
 
     def encode(self, delivery: Delivery, events: list[Any] | None, done: int) -> bytes:
