@@ -415,3 +415,27 @@ def test_no_order_of_writing_rotating_reading_and_restarting_loses_or_repeats_a_
     reader.read()
     reader.reader.close()
     assert reader.found == list(range(log.number))
+
+
+def test_a_log_that_may_not_be_read_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be read: Not a directory"):
+        JsonLines(tmp_path / "file" / "x.log", follow=True).open(None)
+    with pytest.raises(InputError, match="is a directory"):
+        JsonLines(tmp_path, follow=True).open(None)
+
+
+def test_a_row_of_many_lines_that_grows_slowly_is_one_record(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('a,b\n1,"')
+    reader = Csv(path, follow=True).open(None)
+    for _ in range(300):
+        with path.open("a") as out:
+            out.write("x" * 99 + "\n")
+        batch = reader.read(1)
+        assert batch is not None
+        assert not batch.count
+    with path.open("a") as out:
+        out.write('"\n2,3\n')
+    found = [b.events for b in (reader.read(1), reader.read(1)) if b is not None]
+    assert found == [[{"a": "1", "b": ("x" * 99 + "\n") * 300}], [{"a": "2", "b": "3"}]]

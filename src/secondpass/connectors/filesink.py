@@ -109,7 +109,7 @@ class FileSink:
                 f"{self.path}: {self._state.number} outputs went to {self._state.path}; give the app the path it had, "
                 f"or, {ACCEPT}"
             )
-        missing = not Path(self._target).exists()
+        missing = self._is_missing()
         if missing and self._state.size and not accept:
             raise OutputError(
                 f"{self.path} is gone: the {self._state.size} bytes of {self._state.number} outputs were there. "
@@ -228,6 +228,15 @@ class FileSink:
         self._mend_line = self._read(1, self._end - 1) != b"\n"
 
     # ------------------------------------------------------------ the file
+
+    def _is_missing(self) -> bool:
+        try:
+            Path(self._target).stat()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+        return False
 
     def _read(self, size: int, position: int) -> bytes:
         try:

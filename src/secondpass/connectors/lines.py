@@ -150,6 +150,8 @@ class LineReader:
         self._records = 0 if mark is None else mark.records
         self._record_bytes = 200.0  # a guess until the first batch
         self._oversized: _Oversized | None = None
+        self._unfinished: tuple[int, int] = (-1, 0)
+        """Where a record begins that did not end, and how many bytes of whole lines were there then."""
         self._offset = self._place()
 
     def read(self, limit: int) -> Batch | None:
@@ -177,6 +179,8 @@ class LineReader:
         feed = self._feed
         want = int(limit * self._record_bytes * 1.1) + 256
         want = min(max(want, WINDOW_MIN), self._window_max)
+        if self._unfinished[0] == feed.position:
+            want = min(max(want, self._unfinished[1] + WINDOW_MIN), self._max_bytes + 1)
         while True:
             if self._oversized is not None:
                 return self._skip(first=first)
@@ -187,7 +191,7 @@ class LineReader:
             whole_file = feed.last
             if whole_file and data[end:].strip() and (end or lead < len(data)):
                 end = len(data)  # the unterminated last line is a record: nothing will complete it
-            if end > lead:
+            if end > lead and (whole_file or (feed.position, end) != self._unfinished):
                 parsed = self._parse(data, lead, end, limit, whole_file=whole_file)
                 if parsed.used:
                     feed.advance(data, parsed.used + lead)
@@ -199,12 +203,14 @@ class LineReader:
                         return parsed
                     self._offset = self._place()  # blank lines only
                     continue
+                self._unfinished = (feed.position, end)
             if whole_file:
                 if not first:
                     return Parsed()
                 if not feed.turn():
                     return None
                 self._parser.restart()
+                self._unfinished = (-1, 0)
                 self._offset = self._place()
                 continue
             if len(data) < want:

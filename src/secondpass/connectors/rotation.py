@@ -47,14 +47,13 @@ class FollowFeed(Feed):
         """The file read before this one, and its size when it was left."""
         self._compared: dict[tuple[tuple[int, int], int, int, int], bool] = {}
         """Which compressed files hold just what was read: to find out takes decompressing them."""
-        if Path(path).exists():
-            self._current = FileFeed(path, shown, watch_path=False)
+        self._begin()
 
     # ------------------------------------------------------------ bytes
 
     def peek(self, size: int) -> bytes:
-        if self._current is None and Path(self._path).exists():
-            self._current = FileFeed(self._path, self.shown, watch_path=False)
+        if self._current is None:
+            self._begin()
         if self._current is None:
             self.last = False
             return b""
@@ -63,6 +62,14 @@ class FollowFeed(Feed):
         data = self._current.peek(size)
         self.last = moved_on and self._current.last
         return data
+
+    def _begin(self) -> None:
+        """Open the file, if it is there."""
+        try:
+            self._current = FileFeed(self._path, self.shown, watch_path=False)
+        except InputError:
+            if self._newest() is not None:
+                raise
 
     def advance(self, data: bytes, used: int) -> None:
         assert self._current is not None
