@@ -325,8 +325,8 @@ def _has_schema(directory: Path) -> bool:
     db = apsw.Connection(str(directory / "store.db"), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         return bool(list(db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'progress'")))
-    except apsw.CantOpenError:
-        return False  # an empty file: nothing was ever committed
+    except (apsw.CantOpenError, apsw.ReadOnlyError):
+        return False  # killed while the file was made: nothing was ever committed
     finally:
         db.close()
 

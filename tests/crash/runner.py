@@ -252,6 +252,9 @@ def run(arguments: list[str]) -> int:
 # ---------------------------------------------------------------- the fork server
 
 
+SIGNALS = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+
+
 def _import_all() -> None:
     """Import what a command imports late, once for all children."""
     for name in ("psutil", "rich", "rich.console", "rich.progress", "rich.live"):
@@ -270,6 +273,7 @@ def _child(request: dict[str, Any]) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request["env"])
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return run(request["arguments"])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
@@ -304,19 +308,21 @@ def serve(descriptor: int) -> None:
             text = reader.readline()
             if not text:
                 return
+            # A signal between the fork and the child's own handlers would be lost.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
-                    signal.signal(
-                        number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-                    )
+                for number in SIGNALS:
+                    signal.signal(number, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 line.detach()
                 os.close(descriptor)
                 code = _child(json.loads(text))
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             children += 1
             line.sendall(json.dumps({"started": pid}).encode() + b"\n")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Case, Mismatch, Process, Server, Standing, lines, until
+from harness import STREAMS, Case, Mismatch, Process, Server, Standing, lines, until
 
 from secondpass.store.database import Store
 from secondpass.store.spool import Command
@@ -186,9 +186,11 @@ def _follow(case: Case, rng: random.Random, drawn: Drawn, readers: list[Reader],
 def _caught_up(case: Case, size: int) -> bool:
     store = Store.open_to_read(case.store)
     try:
-        sources = store.progress.sources
-        done = set(store.progress.commands) >= set(case.wants)
-        return done and bool(sources) and sources[0] is not None and sources[0]["offset"]["bytes"] == size
+        progress = store.progress
+        read = bool(progress.sources) and progress.sources[0]["offset"]["bytes"] == size
+        done = set(progress.commands) >= set(case.wants)
+        sizes = {s: (case.directory / name).stat().st_size for s, name in STREAMS.items()}
+        return read and done and all(progress.totals.get(s, 0) == n for s, n in sizes.items())
     finally:
         store.close()
 
