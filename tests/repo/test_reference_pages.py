@@ -108,3 +108,14 @@ def test_the_api_page_has_every_public_name(root: Path) -> None:
 @pytest.mark.parametrize("name", ["options", "random", "count", "log", "now", "position", "setup", "name"])
 def test_the_api_page_tells_what_every_task_has(root: Path, name: str) -> None:
     assert re.search(rf"`(self\.|\.)?{name}\b", page(root, "api.md"))
+
+
+# ---------------------------------------------------------------- finding the pages
+
+
+def test_the_start_page_and_the_site_lead_to_every_page(root: Path) -> None:
+    docs = root / "docs"
+    pages = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - {"index.md"}
+    index, site = (docs / "index.md").read_text("utf-8"), (root / "mkdocs.yml").read_text("utf-8")
+    assert not [name for name in sorted(pages) if f"({name})" not in index], "docs/index.md leaves pages out"
+    assert not [name for name in sorted(pages) if f" {name}\n" not in site], "mkdocs.yml leaves pages out"
