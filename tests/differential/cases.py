@@ -32,7 +32,6 @@ from secondpass.reference import Result
 from secondpass.store.spool import Command, Spool
 from secondpass.task import Task, from_function
 
-
 MILLISECONDS = 1.6e12
 """A time in another unit."""
 
@@ -159,7 +158,9 @@ def _odd(rng: random.Random, n: int) -> Any:
     """What is refused at the door, before or after it has become an event."""
     if rng.random() < 0.5:
         return Refused("malformed", b"{" * n, n * 10, "scripted")
-    return Reading(n=n, k=0, v=0.0, time=rng.choice([float("nan"), float("inf"), -float("inf"), MILLISECONDS]))
+    return Reading(
+        n=n, k=0, v=0.0, time=rng.choice([float("nan"), float("inf"), -float("inf"), MILLISECONDS])
+    )
 
 
 def merged(sources: Sequence[Sequence[Any]]) -> list[Any]:
@@ -245,7 +246,13 @@ def _in_store_differs(case: Case, rng: random.Random, directory: Path) -> str | 
         limit = rng.choice([None, None, 1, 4, 15])
         kill_at = rng.randint(1, 25) if kills else None
         ended = in_store(
-            case.tasks(mended=mended), log, store, pace(rng), sources=_sources(case, rng), limit=limit, kill_at=kill_at
+            case.tasks(mended=mended),
+            log,
+            store,
+            pace(rng),
+            sources=_sources(case, rng),
+            limit=limit,
+            kill_at=kill_at,
         )
         if ended == "killed":
             kills -= 1
@@ -283,7 +290,9 @@ def _in_store_differs(case: Case, rng: random.Random, directory: Path) -> str | 
 # ---------------------------------------------------------------- shrinking
 
 
-def shrunk(case: Case, directory: Path, differs_: Callable[[Case, Path], str | None] = differs) -> tuple[Case, str]:
+def shrunk(
+    case: Case, directory: Path, differs_: Callable[[Case, Path], str | None] = differs
+) -> tuple[Case, str]:
     """A smaller case that still differs, by leaving out tasks and records."""
     found = differs_(case, directory)
     assert found is not None

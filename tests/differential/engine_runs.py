@@ -8,8 +8,10 @@ fast and the careful way. `Killed` ends a run at any failpoint as abruptly as on
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,7 +65,9 @@ class Scripted:
     type: Any = Any
     following = False
 
-    def __init__(self, records: Sequence[Any], name: str = "scripted", batches: random.Random | None = None) -> None:
+    def __init__(
+        self, records: Sequence[Any], name: str = "scripted", batches: random.Random | None = None
+    ) -> None:
         self.records, self.name, self.batches = records, name, batches
 
     def open(self, offset: dict[str, Any] | None, *, follow: bool = False, accept: bool = False) -> Any:
@@ -101,6 +105,16 @@ class _ScriptedReader:
         pass
 
 
+@contextlib.contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory where there is one: a thousand stores are made, and other tests show that they last."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix="secondpass-test-", dir=memory if os.access(memory, os.W_OK) else None
+    ) as folder:
+        yield Path(folder)
+
+
 class Killed(BaseException):
     """Ends a run as abruptly as one process can: nothing but the store's file is left of it."""
 
@@ -118,7 +132,9 @@ def killing_at(passes: int | None) -> Iterator[None]:
         if left == 0:
             raise Killed
 
-    modules = [m for name, m in sys.modules.items() if name.startswith("secondpass.") and hasattr(m, "failpoint")]
+    modules = [
+        m for name, m in sys.modules.items() if name.startswith("secondpass.") and hasattr(m, "failpoint")
+    ]
     before = [m.failpoint for m in modules]
     for module in modules:
         module.failpoint = failpoint
@@ -254,16 +270,21 @@ def stored(tasks: Sequence[Any], directory: Path) -> Left:
                 streams[name] += decode_events(row.body)
                 positions[name] += row.positions
         letters = [
-            DeadLetter(s.position, s.task, s.error, s.traceback, decode_event(s.event), s.raw, s.offset, s.source)
+            DeadLetter(
+                s.position, s.task, s.error, s.traceback, decode_event(s.event), s.raw, s.offset, s.source
+            )
             for _, _, s in store.letters()
         ]
         loaded = store.load(codecs_of(app.tasks))
         cells = {t.name: {n: loaded[t.name, n] for n in type(t)._shape.tables} for t in app.tasks}
         values = {
-            t.name: {n: loaded[t.name, n][None] for n in type(t)._shape.values if loaded[t.name, n]} for t in app.tasks
+            t.name: {n: loaded[t.name, n][None] for n in type(t)._shape.values if loaded[t.name, n]}
+            for t in app.tasks
         }
         progress = store.progress
-        tallies = {t.name: msgspec.convert(progress.tallies.get(t.name, asdict(Tally())), Tally) for t in app.tasks}
+        tallies = {
+            t.name: msgspec.convert(progress.tallies.get(t.name, asdict(Tally())), Tally) for t in app.tasks
+        }
         state = reference.final_state(app.tasks, cells, values, progress.now)
         return Left(streams, letters, state, tallies, progress.now, None, positions, progress.position)
     finally:
@@ -327,4 +348,51 @@ def misplaced(log: Sequence[Any], got: Left, mark: Callable[[Any], Any]) -> str 
     return None
 
 
-__all__ = ["MAIN", "Left", "Pace", "Scripted", "difference", "in_memory", "in_store", "meant", "steady", "stored"]
+__all__ = [
+    "MAIN",
+    "Left",
+    "Pace",
+    "Scripted",
+    "difference",
+    "in_memory",
+    "in_store",
+    "meant",
+    "steady",
+    "stored",
+]
+
+
+# ---------------------------------------------------------------- all ways at once
+
+
+def agree(
+    tasks: Sequence[Any],
+    log: Sequence[Any],
+    directory: Path,
+    sources: Callable[[], Sequence[Any]] | None = None,
+) -> Left:
+    """Run the engine in every way and compare; gives what is meant, for a test to look at.
+
+    In memory and in a store, fast and carefully, with epochs of one record, a few and all, without a
+    break and with a restart after every third record.
+    """
+    given = list(App("case", source=[], tasks=tasks).tasks)
+    want = meant(given, log)
+    for size in (1, 2, 3, 1000):
+        for careful in (False, True):
+            got = in_memory(given, log, steady(size, careful=careful), sources() if sources else None)
+            found = difference(want, got)
+            assert found is None, f"in memory, epochs of {size}, {'careful' if careful else 'fast'}: {found}"
+    for n, (size, limit) in enumerate([(1000, None), (2, None), (2, 3), (1000, 3)]):
+        store = directory / f"agree-{n}-{random.random()}"
+        for _ in range(len(log) + 2):
+            ended = in_store(
+                given, log, store, steady(size), limit=limit, sources=sources() if sources else None
+            )
+            if ended != "limit":
+                break
+        got = stored(given, store)
+        got.stopped = None if ended == "end of input" else ended
+        found = difference(want, got)
+        assert found is None, f"in a store, epochs of {size}, restarted every {limit}: {found}"
+    return want

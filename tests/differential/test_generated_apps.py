@@ -1,27 +1,24 @@
 """Generated apps over generated logs: whatever the cuts, kills and restarts, the engine equals the plain loop.
 
-    make differential CASES=100000 SEED=7       as many as asked; a failure prints what repeats it
+make differential CASES=100000 SEED=7       as many as asked; a failure prints what repeats it
 """
 
 import os
-import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import cases
+import engine_runs
 import pytest
 
 CASES = int(os.environ.get("SECONDPASS_DIFFERENTIAL_CASES") or 2000)
 PARTS = 20  # so that several workers share them
-_MEMORY = Path("/dev/shm")  # a thousand stores are made; that they are durable is shown elsewhere
 
 
 @pytest.fixture
-def directory():
-    base = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    found = Path(tempfile.mkdtemp(prefix="secondpass-differential-", dir=base))
-    yield found
-    shutil.rmtree(found, ignore_errors=True)
+def directory() -> Iterator[Path]:
+    with engine_runs.memory_folder() as folder:
+        yield folder
 
 
 @pytest.mark.timeout(0 if CASES > 20_000 else 600)
