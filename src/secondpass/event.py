@@ -327,8 +327,15 @@ def _untyped_time(event: UntypedEvent) -> float | None:
         return time
     if type(time) is int:
         return float(time)
+    if time is None or isinstance(time, bool):
+        return None
+    if isinstance(time, str):
+        try:
+            time = datetime.datetime.fromisoformat(time)
+        except ValueError:
+            return float("nan")  # is refused like any other time that is none
     if isinstance(time, datetime.datetime):
-        return _seal_datetime(time).timestamp()
+        return float("nan") if time.tzinfo is None else time.timestamp()
     return None
 
 

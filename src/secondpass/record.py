@@ -59,7 +59,7 @@ def refuse_time(time: float) -> str | None:
     '`time` is 1632192265170.0, beyond 1e+11 seconds: it looks like milliseconds; give the source time_unit="ms"'
     """
     if not math.isfinite(time):
-        return f"`time` is {time!r}: an event's time must be finite"
+        return f"`time` is {time!r}: an event's time is a finite number of seconds, or a datetime with a time zone"
     if time > LATEST_TIME_S:
         return (
             f"`time` is {time!r}, beyond {LATEST_TIME_S:g} seconds: it looks like milliseconds; "
