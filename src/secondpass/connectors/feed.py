@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 import zlib
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def identity(descriptor: int) -> tuple[int, int]:
     return (found.st_dev, found.st_ino)
 
 
-class Feed:
+class Feed(ABC):
     """What a reader asks of the bytes of an input; the fingerprints are kept here for all kinds."""
 
     def __init__(self, shown: str) -> None:
@@ -130,9 +131,9 @@ class Feed:
         self.head = b""
         self.tail = b""
 
+    @abstractmethod
     def peek(self, size: int) -> bytes:
         """Up to `size` bytes from the position on, as far as they are there now; sets `last`."""
-        raise NotImplementedError
 
     def advance(self, data: bytes, used: int) -> None:
         """The first `used` bytes of the `data` that `peek` showed have been read."""

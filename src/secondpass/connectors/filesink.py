@@ -18,6 +18,7 @@ import gzip
 import os
 import stat
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -78,7 +79,7 @@ def undelivered(delivery: Delivery, number: int, shown: str) -> int:
     return min(max(number - delivery.first, 0), delivery.count)
 
 
-class FileSink:
+class FileSink(ABC):
     """The bytes of outputs, appended to a file; subclasses say what the bytes of a delivery are."""
 
     format: Literal["json", "events"] = "json"
@@ -218,9 +219,9 @@ class FileSink:
 
     # ------------------------------------------------------------ what a kind of file adds
 
+    @abstractmethod
     def encode(self, delivery: Delivery, events: list[Any] | None, done: int) -> bytes:
         """The bytes of a delivery without its first `done` outputs; the same whenever it is asked."""
-        raise NotImplementedError
 
     def accepted(self) -> None:
         """The file is taken as it is, and holds something: make sure that outputs can follow it."""
@@ -353,9 +354,9 @@ class CompressibleSink(FileSink):
         text = self.text(delivery, events, done)
         return gzip_member(text) if self._compressed else text
 
+    @abstractmethod
     def text(self, delivery: Delivery, events: list[Any] | None, done: int) -> bytes:
         """The text of a delivery without its first `done` outputs."""
-        raise NotImplementedError
 
     def accepted(self) -> None:
         if not self._compressed:
