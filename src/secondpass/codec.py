@@ -131,11 +131,9 @@ def describe(tp: Any, _inside: frozenset[Any] = frozenset()) -> str:
         inside = _inside | {tp}
         fields = ", ".join(f"{f.encode_name}: {describe(f.type, inside)}" for f in msgspec.structs.fields(tp))
         return f"{tp.__name__}({fields})"
-    if is_class(tp) and tp not in _inside:
-        inside = _inside | {tp}
-        if hasattr(tp, "__dataclass_fields__") or (issubclass(tp, tuple) and hasattr(tp, "_fields")):
-            hints = typing.get_type_hints(tp)
-            return f"{tp.__name__}({', '.join(f'{n}: {describe(t, inside)}' for n, t in hints.items())})"
+    if is_class(tp) and tp not in _inside and (hasattr(tp, "__dataclass_fields__") or hasattr(tp, "_fields")):
+        inside, hints = _inside | {tp}, typing.get_type_hints(tp)
+        return f"{tp.__name__}({', '.join(f'{n}: {describe(t, inside)}' for n, t in hints.items())})"
     return tp.__name__ if is_class(tp) else repr(tp)
 
 

@@ -184,7 +184,7 @@ class Intake:
             if reason is None:
                 kept.append(i)
                 continue
-            if first + origin[i] == 0 and at > LATEST_TIME_S:
+            if first + origin[i] == 0 and LATEST_TIME_S < at < math.inf:
                 # The very first event: the whole stream is in another unit, not one event of it.
                 raise InputError(f"{self._feeds[0].name}: {reason}")
             refused[origin[i]] = DeadLetter(-1, INTAKE, reason, "", events[i])
