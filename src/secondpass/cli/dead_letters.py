@@ -18,7 +18,7 @@ from secondpass.cli import text
 from secondpass.cli.apps import shown
 from secondpass.cli.group import HELP
 from secondpass.cli.options import confirmed, debug_option, json_option, store_option, stored_app_argument
-from secondpass.cli.places import find_store
+from secondpass.cli.places import app_of, find_store
 from secondpass.cli.shapes import CommandReport, Letter, LetterGroup, LetterList, document, line
 from secondpass.errors import SettingsError
 
@@ -283,6 +283,12 @@ def _chosen(directory: Path, numbers: list[int], task: str | None, all_: bool) -
     return [by_number[number] for number in numbers]
 
 
+def _file_of(directory: Path) -> str:
+    """The app's file, to show how it is run."""
+    found = app_of(directory)
+    return "APP" if found is None or found["file"] is None else shown(found["file"])
+
+
 def _command(
     directory: Path,
     kind: Literal["retry", "drop"],
@@ -317,6 +323,6 @@ def _command(
         when = (
             f"by the running app within moments (process {holder.get('pid', 'just starting')})"
             if holder is not None
-            else f"by the next run: secondpass run {app or 'APP'}"
+            else f"by the next run: secondpass run {app or _file_of(directory)}"
         )
         text.say(f"{what} will be {done} {when}")

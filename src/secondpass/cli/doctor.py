@@ -206,7 +206,8 @@ def _health(directory: Path) -> Finding:
                 pass  # each entry is compared with its checksum as it is read
             outputs = sum(row.count for stream in progress.numbers for row in store.outputs(stream))
             cells = sum(map(len, load_cells(store, stated(store)).values()))
-            pages: Any = store._db.pragma("integrity_check")
+            database: Any = store._db  # apsw's own types are partly unknown
+            pages = database.pragma("integrity_check")
     except StoreError as error:
         return Finding(name="store", ok=False, found=shown(directory), advice=str(error))
     if pages != "ok":

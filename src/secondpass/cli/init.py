@@ -65,8 +65,9 @@ app = App(
 '''
 
 TEST = """\
-from @MODULE@ import OncePerSensor, OnlyHot, Reading
 from secondpass.testing import run
+
+from @MODULE@ import OncePerSensor, OnlyHot, Reading
 
 
 def hot(sensor: str, time: float) -> Reading:

@@ -126,7 +126,8 @@ class Terminal(Progress):
             redirect_stdout=sys.stdout.isatty(),
         )
         columns: list[ProgressColumn | str] = [TextColumn("{task.fields[told]}", markup=False)]
-        self._finite = [*self._bar.columns, BarColumn(bar_width=None), *columns]
+        # Narrow: where `^C` breaks the line, rich cannot take it back.
+        self._finite = [*self._bar.columns, BarColumn(bar_width=20), *columns]
         self._live = [SpinnerColumn(), *self._bar.columns, *columns]
         self._task = self._bar.add_task(name, total=None, told="starting")
 
@@ -165,7 +166,7 @@ class Terminal(Progress):
             left_s = self._bar.tasks[0].time_remaining
             parts = [text.percent(*done), *parts]
             if left_s is not None and not self._bar.tasks[0].finished:
-                parts.append(f"{text.duration(max(1.0, round(left_s)))} left")
+                parts.append(f"{text.remaining(left_s)} left")
         if hub.stopping:
             parts.append("stopping")
         self._bar.update(self._task, told="  ".join(parts))

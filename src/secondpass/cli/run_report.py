@@ -45,7 +45,8 @@ def report_of(summary: Summary, app: App, sinks: Mapping[str, Any]) -> RunReport
         app=summary.app,
         store=summary.store,
         ended=summary.ended,
-        nothing_new=summary.nothing_new and summary.ended == "end of input",
+        # An epoch without events is a command: a dead letter was sent again or dropped.
+        nothing_new=summary.nothing_new and summary.ended == "end of input" and not summary.epochs,
         events=summary.events_in,
         position=summary.position,
         epochs=summary.epochs,
@@ -126,9 +127,8 @@ def _kept(stream: str, spec: str) -> str:
 def summary_lines(report: RunReport, spec: str) -> list[str]:
     """The summary of `run`."""
     if report.nothing_new:
-        done = text.plural(report.position, "event")
         return [
-            f"{click.style(report.app, bold=True)}: nothing new; earlier runs did all {done} of the input",
+            f"{click.style(report.app, bold=True)}: nothing new; the input was done to its end by earlier runs",
             f"  what is added goes on from here; to do all of it again: secondpass run {spec} --fresh",
         ]
     lines = [headline(report), ""]

@@ -132,9 +132,8 @@ def _find(table: Stated, cells: list[StoredCell], name: str, key: list[str]) -> 
         # The text itself comes second: in a table of str, 17 means "17".
         if _same(cell.key, wanted) or (isinstance(cell.key, str) and cell.key == key[0]):
             return cell
-    raise SettingsError(
-        f"{name} has no cell {key[0]} (of {text.plural(len(cells), 'cell')}); it may have expired"
-    )
+    expired = "; it may have expired" if table.expires else ""
+    raise SettingsError(f"{name} has no cell {key[0]} among {text.plural(len(cells), 'cell')}{expired}")
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -68,6 +68,15 @@ def duration(s: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def remaining(s: float) -> str:
+    """Seconds to go, without a precision that nobody has.
+
+    >>> remaining(0.2), remaining(11.04), remaining(200)
+    ('1 s', '11 s', '3 min 20 s')
+    """
+    return f"{max(1, round(s))} s" if s < 59.5 else duration(s)
+
+
 def rate(per_s: float) -> str:
     """Events per second, to three digits.
 

@@ -1,0 +1,182 @@
+"""`secondpass dead-letters`: listing them, and what a command to send or drop them does."""
+
+import re
+import signal
+import time
+
+import pytest
+
+from secondpass.cli.shapes import CommandReport, Letter, LetterList
+
+FRAGILE = """
+class Fragile(Task[Seen]):
+    def handle(self, event: Seen) -> Seen:
+        if event.cid > 9:
+            raise ValueError(f"camera {event.cid} is unknown")
+        return event
+
+
+class Strict(Task[Seen]):
+    def handle(self, event: Seen) -> Seen:
+        if event.cid == 0:
+            raise LookupError("no camera 0")
+        return event
+
+
+app = App("fragile", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Fragile(), Strict()],
+          sink=JsonLines(HERE / "out.jsonl"))
+"""
+
+
+@pytest.fixture
+def broken(project, command):
+    """Dead letters 0 and 2 of Fragile, 1 of Strict, 3 of the input."""
+    project.write("fragile.py", FRAGILE)
+    project.seen(1, 10, 0, 11)
+    with (project.folder / "in.jsonl").open("a") as file:
+        file.write("no json\n")
+    assert command("run", "fragile.py", "-q").code == 0
+    return project
+
+
+def statuses(command) -> dict[int, str]:
+    lines = command("dead-letters", "list", "--each", "--status", "all", "--json").lines(Letter)
+    return {letter.number: letter.status for letter in lines}
+
+
+# ---------------------------------------------------------------- list and show
+
+
+def test_alike_ones_are_listed_together_with_count_and_oldest(broken, command) -> None:
+    done = command("dead-letters", "list", "fragile.py")
+    assert re.search(r"^ +2 +0 +1 +Fragile +ValueError: camera 10 is unknown$", done.out, re.MULTILINE)
+    assert re.search(r"^ +1 +1 +2 +Strict +LookupError: no camera 0$", done.out, re.MULTILINE)
+    assert re.search(r"^ +1 +3 +4 +\(input\) ", done.out, re.MULTILINE)
+    assert "secondpass dead-letters show fragile.py 0" in done.out
+
+
+def test_the_list_as_json_is_one_document(broken, command) -> None:
+    report = command("dead-letters", "list", "--json").document(LetterList)
+    assert (report.status, report.count) == ("open", 4)
+    assert [(g.task, g.count, g.oldest, g.newest, g.oldest_position) for g in report.groups] == [
+        ("Fragile", 2, 0, 2, 1),
+        ("Strict", 1, 1, 1, 2),
+        (None, 1, 3, 3, 4),
+    ]
+
+
+def test_those_of_one_task_can_be_listed_one_by_one(broken, command) -> None:
+    lines = command("dead-letters", "list", "--task", "Fragile", "--each", "--json").lines(Letter)
+    assert [(x.number, x.event["cid"]) for x in lines] == [(0, 10), (2, 11)]
+
+
+def test_one_is_shown_with_its_event_and_the_users_traceback(broken, command) -> None:
+    done = command("dead-letters", "show", "fragile.py", "2")
+    assert "ValueError: camera 11 is unknown" in done.out
+    assert '{"cid":11,"time":3.0}' in done.out
+    assert "in handle" in done.out
+    assert "secondpass dead-letters retry fragile.py 2" in done.out
+    letter = command("dead-letters", "show", "2", "--json").document(Letter)
+    assert (letter.task, letter.position, letter.status) == ("Fragile", 3, "open")
+
+
+def test_a_line_that_was_no_event_is_shown_as_it_was(broken, command) -> None:
+    done = command("dead-letters", "show", "3")
+    assert re.search(r"^  input +no json$", done.out, re.MULTILINE)
+    assert "set aside before the chain" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "9"], "they have the numbers 0 to 3"),
+        (["show", "0", "1"], "the number of one dead letter"),
+        (["show", "fragile.py", "x"], "'x' is not the number"),
+        (["retry"], "say which"),
+        (["retry", "0", "--all"], "say which"),
+        (["retry", "--all", "--event", "{}"], "--event mends one"),
+        (["retry", "0", "--event", "[1]"], "write a JSON object"),
+        (["retry", "0", "--event", "{"], "write a JSON object"),
+        (["retry", "3"], "was no event"),
+        (["retry", "9"], "they have the numbers 0 to 3"),
+    ],
+)
+def test_a_wrong_choice_is_told_and_nothing_is_asked_for(
+    broken, command, arguments: list[str], said: str
+) -> None:
+    done = command("dead-letters", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert not (broken.folder / ".secondpass" / "fragile" / "commands").exists()
+
+
+# ---------------------------------------------------------------- retry and drop
+
+
+def test_a_retry_is_done_by_the_next_run_and_says_so(broken, command) -> None:
+    broken.write("fragile.py", FRAGILE.replace("> 9", "> 10"))
+    done = command("dead-letters", "retry", "0")
+    assert done.out == "dead letter 0 will be sent again by the next run: secondpass run fragile.py\n"
+    assert "1 waiting for the next run" in command("status").out
+    assert command("run", "fragile.py", "-q").code == 0
+    assert statuses(command) == {0: "sent", 1: "open", 2: "open", 3: "open"}
+    assert [e["cid"] for e in broken.output()] == [1, 10]
+
+
+def test_a_run_that_only_did_commands_does_not_say_that_nothing_was_new(broken, command) -> None:
+    command("dead-letters", "drop", "0")
+    assert "nothing new" not in command("run", "fragile.py").out
+    assert "nothing new" in command("run", "fragile.py").out
+
+
+def test_a_mended_event_is_sent_instead(broken, command) -> None:
+    done = command("dead-letters", "retry", "fragile.py", "2", "--event", '{"cid": 7}', "--json")
+    report = done.document(CommandReport)
+    assert (report.kind, report.letters, report.running) == ("retry", [2], False)
+    command("run", "fragile.py", "-q")
+    assert broken.output() == [{"cid": 1, "time": 0.0}, {"cid": 7, "time": 3.0}]
+
+
+def test_a_task_that_fails_again_sets_it_aside_again(broken, command) -> None:
+    command("dead-letters", "retry", "--task", "Strict")
+    assert command("run", "fragile.py", "-q").code == 0
+    assert statuses(command) == {0: "open", 1: "sent", 2: "open", 3: "open", 4: "open"}
+
+
+def test_dropped_ones_are_kept_as_dropped_and_cannot_be_sent(broken, command) -> None:
+    assert command("dead-letters", "drop", "0", "3").code == 0
+    command("run", "fragile.py", "-q")
+    assert statuses(command) == {0: "dropped", 1: "open", 2: "open", 3: "dropped"}
+    done = command("dead-letters", "retry", "0")
+    assert done.code == 2
+    assert "was dropped" in done.err
+
+
+def test_dropping_many_asks_first(broken, command, monkeypatch) -> None:
+    monkeypatch.setattr("os.isatty", lambda _: False)
+    done = command("dead-letters", "drop", "--all")
+    assert done.code == 2
+    assert "4 dead letters" in done.err
+    assert "--yes" in done.err
+    assert command("dead-letters", "drop", "--all", "--yes").out.startswith(
+        "4 dead letters will be dropped by the next"
+    )
+    command("run", "fragile.py", "-q")
+    assert set(statuses(command).values()) == {"dropped"}
+    assert command("dead-letters", "list").out == "no open dead letters in .secondpass/fragile\n"
+
+
+def test_a_running_app_does_it_within_moments_and_is_named(project) -> None:
+    project.write("fragile.py", FRAGILE)
+    project.seen(10)
+    with project.start("run", "fragile.py", "--follow") as process:
+        while "fragile" not in (done := project.run("status", "--json")).out or '"open": 1' not in done.out:
+            assert process.poll() is None, process.communicate()
+        done = project.run("dead-letters", "drop", "0")
+        assert f"by the running app within moments (process {process.pid})" in done.out
+        deadline = time.monotonic() + 30
+        while '"dropped": 1' not in project.run("status", "--json").out:
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
