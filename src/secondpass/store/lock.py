@@ -21,7 +21,9 @@ from secondpass.errors import StoreError, StoreLocked
 from secondpass.failpoints import failpoint
 
 FILE = "hub.lock"
+_GLANCE_S = 0.2  # for one who only looks who holds it (`holder_of`), and for a killed one's last moment
 _GRACE_S = 5.0  # for a running holder to end its epoch after SIGTERM
+_SHIFT_S = 2.0  # by which a clock that is set moves the start times that the system tells
 _PATIENCE_S = 30.0  # for the kernel to take the lock from a killed one
 
 
@@ -36,7 +38,7 @@ class StoreLock:
         """Take the lock; raises `StoreLocked`, naming the holder, when another process has it."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if not _try_lock(fd):
+            if not _wait_for_lock(fd, _GLANCE_S):
                 holder = _read_holder(fd)
                 if not take_over:
                     raise StoreLocked(
@@ -123,6 +125,22 @@ def _started(pid: int) -> float | None:
         return None
 
 
+def _is_alive(pid: int, started: Any) -> bool:
+    """Whether it is still the process that started then; a start time shifts a little with the clock."""
+    now = _started(pid)
+    return now is not None and isinstance(started, float) and abs(now - started) < _SHIFT_S
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process was stopped (SIGSTOP, a debugger): it cannot answer."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _end(fd: int, holder: dict[str, Any], directory: Path) -> None:
     """End the holder, gently first, and wait for its lock."""
     pid = holder.get("pid")
@@ -134,9 +152,13 @@ def _end(fd: int, holder: dict[str, Any], directory: Path) -> None:
         raise StoreError(
             f"the store {directory} is held by {_describe(holder)}, which is not on this machine; end it there"
         )
-    for signal_number, wait_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _PATIENCE_S)):
-        if _started(pid) == holder.get("started"):
-            os.kill(pid, signal_number)
+    grace_s = 0.0 if _is_stopped(pid) else _GRACE_S
+    for signal_number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _PATIENCE_S)):
+        if _is_alive(pid, holder.get("started")):
+            try:
+                os.kill(pid, signal_number)
+            except ProcessLookupError:
+                pass  # it ended just now
         if _wait_for_lock(fd, wait_s):
             return
     raise StoreError(
