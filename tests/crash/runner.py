@@ -7,6 +7,7 @@ What the environment asks for:
 
     SECONDPASS_KILL_AT      the named points of `failpoints`, and those of the system calls below
     SECONDPASS_TEST_FAIL    `point:pass:ERROR[+]`: the system call fails with that error (+: and all later)
+    SECONDPASS_TEST_STOP    `point:pass`: the process is stopped there (SIGSTOP), as if it hung
     SECONDPASS_TEST_COUNT   a file for the number of passes through each point, written at the end
     SECONDPASS_TEST_MUTATE  a named mistake, to see that the tests would notice it
     SECONDPASS_TEST_LIMIT   RLIMIT_FSIZE in bytes
@@ -40,7 +41,9 @@ from secondpass.engine import outbox
 from secondpass.failpoints import failpoint
 from secondpass.store import database, fold
 
-FAIL, COUNT, MUTATE, LIMIT = (f"SECONDPASS_TEST_{n}" for n in ("FAIL", "COUNT", "MUTATE", "LIMIT"))
+FAIL, STOP, COUNT, MUTATE, LIMIT = (
+    f"SECONDPASS_TEST_{name}" for name in ("FAIL", "STOP", "COUNT", "MUTATE", "LIMIT")
+)
 
 
 # ---------------------------------------------------------------- failing system calls
@@ -177,6 +180,21 @@ class Counts(dict[str, int]):
         return False
 
 
+class Stops(Counts):
+    """The same, and one pass of a point stops the process."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        name, _, number = text.partition(":")
+        self._name, self._number = name, int(number or 1)
+
+    def __contains__(self, name: object) -> bool:
+        super().__contains__(name)
+        if name == self._name and self[self._name] == self._number:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return False
+
+
 # ---------------------------------------------------------------- mistakes
 
 
@@ -229,11 +247,13 @@ def run(arguments: list[str]) -> int:
     counts = os.environ.get(COUNT)
     if counts:
         failpoints._armed = Counts()
+    elif os.environ.get(STOP):
+        failpoints._armed = Stops(os.environ[STOP])
     # Everything that happens seldom happens often here.
     fold.CELLS_MIN, fold.SLICE = 400, 60
     database.KEEP_OUTPUT_BYTES = 8 * 1024
     outbox.SYNC_EVERY_S, outbox.SYNC_EVERY_BYTES = 3600.0, 20_000  # by bytes: the same in every run
-    if "sys." in f"{os.environ.get(failpoints.VARIABLE)} {os.environ.get(FAIL)}" or counts:
+    if counts or any("sys." in os.environ.get(name, "") for name in (failpoints.VARIABLE, FAIL, STOP)):
         vfs = ShimVFS()
         assert vfs is not None
         _wrap_os()
