@@ -186,7 +186,7 @@ def test_what_init_writes_passes_the_strict_type_check_and_ruff(project, root: P
     for check in (
         ["basedpyright", "-p", str(folder)],
         ["ruff", "check", "--isolated", "--select", "E,F,I,N,B,UP,RUF,SIM,ANN", "."],
-        ["ruff", "format", "--isolated", "--line-length", "110", "--check", "."],
+        ["ruff", "format", "--isolated", "--check", "."],
     ):
         done = subprocess.run(
             [programs / check[0], *check[1:]], cwd=folder, capture_output=True, text=True, check=False

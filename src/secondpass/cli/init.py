@@ -75,15 +75,22 @@ def hot(sensor: str, time: float) -> Reading:
 
 
 def test_a_sensor_alerts_again_only_after_it_was_quiet() -> None:
-    readings = [hot("boiler", 0.0), hot("boiler", 300.0), hot("pump", 400.0), hot("boiler", 900.0)]
+    first, soon, other, late = (
+        hot("boiler", 0.0),
+        hot("boiler", 300.0),
+        hot("pump", 400.0),
+        hot("boiler", 900.0),
+    )
 
-    result = run(OncePerSensor(quiet_s=600.0), readings)
+    result = run(OncePerSensor(quiet_s=600.0), [first, soon, other, late])
 
-    assert result.outputs == [readings[0], readings[2], readings[3]]
+    assert result.outputs == [first, other, late]
 
 
 def test_a_cool_sensor_never_alerts() -> None:
-    result = run([OnlyHot(limit=80.0), OncePerSensor()], [Reading(sensor="pump", time=0.0, celsius=80.0)])
+    cool = Reading(sensor="pump", time=0.0, celsius=80.0)
+
+    result = run([OnlyHot(limit=80.0), OncePerSensor()], [cool])
 
     assert result.outputs == []
 """
