@@ -26,7 +26,7 @@ from secondpass.connectors.contract import Batch
 from secondpass.engine import intake as intake_module
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.outbox import decode_event, decode_events
-from secondpass.errors import TaskError
+from secondpass.errors import TaskError, TaskFault
 from secondpass.record import DeadLetter, Refused, Retry
 from secondpass.reference import Tally
 from secondpass.store.database import Store
@@ -221,7 +221,7 @@ def in_memory(
     return Left(
         streams,
         letters,
-        reference.final_state(app.tasks, cells, values, progress.now),
+        _final_state(app.tasks, cells, values, progress.now),
         tallies,
         progress.now,
         stopped,
@@ -285,10 +285,17 @@ def stored(tasks: Sequence[Any], directory: Path) -> Left:
         tallies = {
             t.name: msgspec.convert(progress.tallies.get(t.name, asdict(Tally())), Tally) for t in app.tasks
         }
-        state = reference.final_state(app.tasks, cells, values, progress.now)
+        state = _final_state(app.tasks, cells, values, progress.now)
         return Left(streams, letters, state, tallies, progress.now, None, positions, progress.position)
     finally:
         store.close()
+
+
+def _final_state(*what: Any) -> Any:
+    try:
+        return reference.final_state(*what)
+    except TaskFault as fault:
+        raise AssertionError(f"the engine kept a cell that is not of its type: {fault}") from fault
 
 
 # ---------------------------------------------------------------- comparing

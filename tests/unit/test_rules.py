@@ -244,7 +244,7 @@ class OddKey(Task[Seen]):
 @pytest.mark.parametrize("what", ["nan", "negative zero", "bool", "float", "deep nan", "deep negative zero"])
 def test_rule_2_a_key_that_would_not_be_found_again_is_a_fault(agree, what) -> None:
     found = agree([OddKey(what=what)], every_second(4))
-    assert found.stopped.startswith("TaskFault: OddKey.")
+    assert str(found.stopped).startswith("TaskFault: OddKey.")
     assert found.state["OddKey"]["ints"] == {10: 1, 11: 1}
 
 
