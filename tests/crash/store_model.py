@@ -49,25 +49,26 @@ class State:
     def differs_from(self, store: Store) -> str:
         """How an open store differs from this state; empty when it does not. Reads all there is."""
         found: list[str] = []
-        if store.epoch != self.epoch or store.progress.position != self.position:
-            found.append(f"epoch {store.epoch} at position {store.progress.position}")
-        if store.meta("chain") != self.chain:
-            found.append("chain")
-        cells = store.load(CODECS)
-        found += [".".join(name) for name in CODECS if cells[name] != self.cells.get(name, {})]
-        found += [f"outputs of {stream}" for stream in STREAMS if not self._same_rows(store, stream)]
-        if tuple(store.letters()) != self.letters:
-            found.append("dead letters")
-        if tuple(store.history()) != self.history:
-            found.append("history")
-        if store.progress.sinks != self.sinks:
-            found.append("sinks")
+        with store.snapshot():
+            if store.epoch != self.epoch or store.progress.position != self.position:
+                found.append(f"epoch {store.epoch} at position {store.progress.position}")
+            if store.meta("chain") != self.chain:
+                found.append("chain")
+            cells = store.load(CODECS)
+            found += [".".join(name) for name in CODECS if cells[name] != self.cells.get(name, {})]
+            found += [f"outputs of {stream}" for stream in STREAMS if not self._same_rows(store, stream)]
+            if tuple(store.letters()) != self.letters:
+                found.append("dead letters")
+            if tuple(store.history()) != self.history:
+                found.append("history")
+            if store.progress.sinks != self.sinks:
+                found.append("sinks")
         return ", ".join(found)
 
     def _same_rows(self, store: Store, stream: str) -> bool:
         kept_from = store.progress.kept_from.get(stream, 0)
-        if kept_from > self.sinks.get(stream, {"number": 0})["number"]:
-            return False  # an output is gone that no sink holds for certain
+        if stream in self.sinks and kept_from > self.sinks[stream]["number"]:
+            return False  # an output is gone that its sink may not hold
         rows = [r for r in self.rows.get(stream, ()) if r.first >= kept_from]
         return list(map(_parts, store.outputs(stream, after=kept_from))) == list(map(_parts, rows))
 

@@ -21,7 +21,7 @@ from secondpass.errors import StoreDamaged, StoreError
 from secondpass.store import database
 from secondpass.store.database import Store, Unreadable
 
-IMAGES = int(os.environ.get("SECONDPASS_POWERLOSS_IMAGES", "20000"))
+IMAGES = int(os.environ.get("SECONDPASS_POWERLOSS_IMAGES") or 20_000)
 PARTS = 2  # one for each process of a small machine
 PER_RECORDING = 1000
 TURNS = 25
@@ -62,7 +62,7 @@ class Recording:
             self.states = {state.turn: state}
             self.acknowledged = [(0, state.turn)]
         with self._monkeypatch.context() as patch:
-            patch.setattr(database, "_sync_directory", recording(self._vfs, database._sync_directory))
+            patch.setattr(database, "sync_directory", recording(self._vfs, database.sync_directory))
             while len(self.states) < TURNS:
                 state = self._one_run(disk, state)
         return disk
@@ -156,3 +156,10 @@ def test_without_a_sync_of_each_commit_the_same_images_lose_epochs(
 ) -> None:
     found = Counter(outcome for outcome, _ in lose_power(2000, f"{seed}", "NORMAL", memory, monkeypatch))
     assert found["lost"] > 100, found
+
+
+def test_without_any_sync_the_same_images_are_damaged(
+    seed: int, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Counter(outcome for outcome, _ in lose_power(500, f"{seed}", "OFF", memory, monkeypatch))
+    assert found["damaged"] > 100, found

@@ -35,8 +35,7 @@ def reading(directory: Path) -> Generator[Store]:
 @contextlib.contextmanager
 def snapshot(store: Store) -> Generator[None]:
     """One moment of a store that may be written meanwhile: all reads inside see it, and so does `progress`."""
-    with store._db:
-        store._read_progress()
+    with store.snapshot():
         yield
 
 

@@ -1,17 +1,19 @@
 """What the store's bytes look like. Every row carries a checksum; every format is versioned by `FORMAT`.
 
-    meta            name -> body              "store": format, app; "chain": the tasks and their tables
     progress        turn -> body              one row: everything that changes with each epoch
+    meta            name -> body              "store": format; "app"; "chain": the tasks; "tables": their numbers
     cells           (table, key) -> entry     the state up to the epoch `folded`
     deltas          epoch -> body             what each epoch since then changed
     outputs         (stream, first) -> body   numbered outputs, as committed
     dead_letters    id -> body
-    history         position -> body          starts, chain changes, retries, what live sources took
+    history         id -> body                starts, chain changes, retries, what live sources took
 
-Keys and entries are msgpack. An entry is a cell at rest: a scalar as itself, an object as its bytes, and
-`[either, written]` in a table with a time to live. A cell's checksum is the crc32 of key and entry; their
-sum over a table is in `progress`, so that a missing, added or changed row is noticed at load. A delta names
-the one before it, so that a missing one is noticed too.
+A turn is the number of a transaction. Keys and entries are msgpack. An entry is a cell at rest: a scalar as
+itself, an object as its bytes, and `[either, written]` in a table with a time to live.
+
+A checksum of a row shows that it changed. What shows that one is missing, or too many: the sum of all cells'
+checksums by table and that of `meta` are in `progress`, a delta names the one before it, outputs, dead
+letters and history are numbered.
 """
 
 from __future__ import annotations
@@ -26,15 +28,19 @@ from secondpass.errors import StoreDamaged
 from secondpass.state import TableSpec
 
 FORMAT = 1
+"""Also the database's `user_version`, which can be read whatever the rest looks like."""
 FILE = "store.db"
+PAGE_SIZE = 4096
+PROGRESS_PAGE = 2
+"""The first table made has the second page, and keeps it: `wal.py` relies on that."""
 
 SCHEMA = """
 CREATE TABLE progress (turn INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, body BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE cells (tbl INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (tbl, key))
     WITHOUT ROWID;
-CREATE TABLE deltas (epoch INTEGER PRIMARY KEY, previous INTEGER NOT NULL, body BLOB NOT NULL,
-    crc INTEGER NOT NULL);
+CREATE TABLE deltas (epoch INTEGER PRIMARY KEY, previous INTEGER NOT NULL, cells INTEGER NOT NULL,
+    body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE outputs (stream TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL, format TEXT NOT NULL,
     total INTEGER NOT NULL, positions BLOB NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL,
     PRIMARY KEY (stream, first)) WITHOUT ROWID;
@@ -61,6 +67,10 @@ class Progress(msgspec.Struct):
     sinks: dict[str, Any] = {}
     letters: int = 0
     """The id of the next dead letter."""
+    history: int = 0
+    """How many entries the history has."""
+    meta: int = 0
+    """The sum of the checksums of `meta`."""
     folded: int = 0
     last_delta: int = 0
     sums: dict[int, int] = {}
@@ -87,30 +97,59 @@ decode_progress = msgspec.msgpack.Decoder(Progress).decode
 decode_letter = msgspec.msgpack.Decoder(StoredLetter).decode
 
 
-def crc(*parts: bytes) -> int:
-    """One checksum over several byte strings and their lengths."""
-    found = 0
-    for part in parts:
-        found = zlib.crc32(part, zlib.crc32(len(part).to_bytes(8, "big"), found))
-    return found
+class OutputRow:
+    """Consecutive outputs of one stream that were committed together."""
+
+    __slots__ = ("body", "count", "first", "format", "positions", "stream")
+
+    def __init__(
+        self, stream: str, first: int, count: int, format_: str, positions: list[int], body: bytes
+    ) -> None:
+        self.stream = stream
+        self.first = first
+        self.count = count
+        self.format = format_
+        self.positions = positions
+        self.body = body
 
 
-def check(where: str, stored: int, *parts: bytes) -> None:
-    """Raise `StoreDamaged` unless the checksum fits; this check survives `python -O`."""
-    if crc(*parts) != stored:
+def squeeze(positions: list[int]) -> list[int] | dict[str, int]:
+    """Consecutive positions as their ends; one position may have put out several, another none."""
+    if positions and positions == list(range(positions[0], positions[0] + len(positions))):
+        return {"from": positions[0], "to": positions[-1]}
+    return positions
+
+
+def stretch(stored: list[int] | dict[str, int]) -> list[int]:
+    """The inverse of `squeeze`."""
+    return list(range(stored["from"], stored["to"] + 1)) if isinstance(stored, dict) else stored
+
+
+def crc(body: bytes, *about: int | str | bytes) -> int:
+    """The checksum of a row: its body and its other columns."""
+    return zlib.crc32(body, zlib.crc32(pack(about)))
+
+
+def check(where: str, stored: int, body: bytes, *about: int | str | bytes) -> None:
+    """Raise `StoreDamaged` unless the checksum of a row fits; this check survives `python -O`."""
+    if crc(body, *about) != stored:
         raise damaged(f"{where} does not match its checksum")
 
 
 def damaged(what: str) -> StoreDamaged:
+    """The error for what fails its checksums."""
     return StoreDamaged(
         f"the store is damaged: {what}. Nothing was changed. Restore the directory from a backup, or start over "
         f"from the inputs with --fresh"
     )
 
 
+_between = b"\xc1"  # never occurs in msgpack: no byte can move from a key to its entry unnoticed
+
+
 def sum_of_cells(rows: list[tuple[bytes, bytes]]) -> int:
     """The additive checksum of cells, whatever their order."""
-    return sum(map(zlib.crc32, map(b"".join, rows)))
+    return sum(map(zlib.crc32, map(_between.join, rows)))
 
 
 class CellCodec:
@@ -159,4 +198,5 @@ decode_delta = msgspec.msgpack.Decoder(list[TableDelta]).decode
 
 
 def table_delta(table: int, changed: dict[Any, Any], gone: Any) -> TableDelta:
+    """A table's delta in the form that is stored."""
     return TableDelta(table, pack(list(changed)), pack(list(changed.values())), pack(list(gone)))

@@ -1,0 +1,337 @@
+"""What a store holds, read and checked; beside its writer, one moment at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Generator, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from secondpass.codec import unpack
+from secondpass.errors import ChainChanged, StoreError, StoreVersion
+from secondpass.store.connection import Database, connect_to_read, reading, require_sqlite, translated
+from secondpass.store.format import (
+    FILE,
+    FORMAT,
+    OutputRow,
+    Progress,
+    StoredLetter,
+    check,
+    damaged,
+    decode_delta,
+    decode_letter,
+    decode_progress,
+    stretch,
+    sum_of_cells,
+)
+from secondpass.store.wal import turn_beyond
+
+Name = tuple[str, str]
+"""A table or value, as (task, name)."""
+Moves = Mapping[Name, Name | None]
+"""What an old name becomes; None drops it."""
+
+_LOAD_ROWS = 20_000
+_UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError)
+
+
+class Unreadable(Exception):
+    """Stored cells are not of the type that their table declares now."""
+
+    def __init__(self, name: Name, why: str) -> None:
+        super().__init__(name, why)
+        self.name = name
+        self.why = why
+
+
+class Cells(Protocol):
+    """How the cells of a table are read: a `CellCodec`, or its like where the types are not known."""
+
+    @property
+    def keys(self) -> Any: ...
+    @property
+    def entries(self) -> Any: ...
+    def decode_rows(self, rows: list[tuple[bytes, bytes]], /) -> dict[Any, Any]: ...
+
+
+class StoreReader:
+    """An open store and everything in it; what does not match its checksums raises `StoreDamaged`."""
+
+    def __init__(self, connection: Database, directory: Path | None) -> None:
+        self._db = connection
+        self.directory = directory
+        self.progress = Progress()
+        self._turn = 0
+        self._epoch = 0
+        self._meta: dict[str, bytes] = {}
+        self._alone = False  # whether only we write
+
+    @classmethod
+    def open_to_read(cls, directory: Path) -> Self:
+        """Open a store beside its writer, without ever writing to it."""
+        require_sqlite()
+        if not (directory / FILE).is_file():
+            raise StoreError(f"there is no store in {directory}; `secondpass run APP` makes one")
+        with translated(directory):
+            store = cls(connect_to_read(directory / FILE), directory)
+        try:
+            store._look()
+        except BaseException:
+            store._db.close(True)
+            raise
+        return store
+
+    def close(self) -> None:
+        """Let the store go."""
+        self._db.close(True)
+
+    # ---- one moment
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Generator[None]:
+        """One moment of a store that may be written meanwhile: all reads inside see it, and so does `progress`."""
+        if self._alone or self._db.in_transaction:
+            yield
+            return
+        with translated(self.directory):
+            self._db.execute("BEGIN")
+        try:
+            self._read_progress()
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def _look(self) -> None:
+        """Read what there is now, and see whether that is all."""
+        with self.snapshot():
+            pass  # reads progress
+        beyond = self._turn_beyond()
+        if beyond:
+            # A writer may have gone on meanwhile. What the WAL held above is readable by now, or never.
+            with self.snapshot():
+                self._refuse(beyond)
+
+    def _turn_beyond(self) -> int:
+        return 0 if self.directory is None else turn_beyond(self.directory / f"{FILE}-wal", self._turn)
+
+    def _refuse(self, beyond: int) -> None:
+        if beyond > self._turn + 1:
+            raise damaged(
+                f"the WAL can be read up to turn {self._turn} only, and turn {beyond - 1} had been acknowledged"
+            )
+
+    def _is_new(self) -> bool:
+        """Whether nothing was ever committed; raises `StoreVersion` for what we cannot read."""
+        with reading(self.directory):
+            version: int = self._db.pragma("user_version")
+            if version > FORMAT:
+                raise StoreVersion(
+                    f"the store {self.directory} has format {version}, this secondpass reads up to {FORMAT}; "
+                    f"install a newer secondpass"
+                )
+            return version == 0 and not list(self._db.execute("SELECT 1 FROM sqlite_schema"))
+
+    def _read_progress(self) -> None:
+        """What changes with each turn, and what describes the store."""
+        if self._is_new():
+            self._refuse(self._turn_beyond())
+            raise StoreError(f"the store in {self.directory} is empty; `secondpass run APP` fills it")
+        with reading(self.directory):
+            rows = list(self._db.execute("SELECT turn, epoch, body, crc FROM progress"))
+            if len(rows) != 1:
+                raise damaged("it has no progress record")
+            ((turn, epoch, body, stored),) = rows
+            check("the progress record", stored, body, turn, epoch)
+            progress = decode_progress(body)
+            meta: dict[str, bytes] = {}
+            total = 0
+            for name, body, stored in self._db.execute("SELECT name, body, crc FROM meta"):
+                check(f"the entry {name!r}", stored, body, name)
+                meta[name] = body
+                total += stored
+            if total != progress.meta:
+                raise damaged("entries that describe it are missing")
+            if unpack(meta["store"])["format"] != self._db.pragma("user_version"):
+                raise damaged("it does not know its format")
+        self._turn, self._epoch, self.progress, self._meta = turn, epoch, progress, meta
+
+    @property
+    def epoch(self) -> int:
+        """The number of the last committed epoch."""
+        return self._epoch
+
+    @property
+    def turn(self) -> int:
+        """The number of the last transaction: an epoch, a start or an opening."""
+        return self._turn
+
+    # ---- what describes it
+
+    def meta(self, name: str) -> Any:
+        """A described thing of the store; None when there is none."""
+        body = self._meta.get(name)
+        return None if body is None else unpack(body)
+
+    def tables(self) -> dict[Name, int]:
+        """The number of each table and value the store knows, by (task, name)."""
+        found: list[tuple[list[str], int]] = self.meta("tables") or []
+        return {(task, name): number for (task, name), number in found}
+
+    def history(self) -> Iterator[tuple[int, str, Any]]:
+        """Starts, chain changes and retries: (position, kind, details), in order."""
+        with self.snapshot(), reading(self.directory):
+            last = 0
+            for number, position, kind, body, stored in self._db.execute(
+                "SELECT id, position, kind, body, crc FROM history ORDER BY id"
+            ):
+                check(f"history {number}", stored, body, number, position, kind)
+                if number != last + 1:
+                    raise damaged("history is missing")
+                last = number
+                yield position, kind, unpack(body)
+            if last != self.progress.history:
+                raise damaged("history is missing")
+
+    # ---- state
+
+    def load(self, codecs: Mapping[Name, Cells], moves: Moves | None = None) -> dict[Name, dict[Any, Any]]:
+        """All committed cells at rest, by task and table (as named after `moves`).
+
+        Raises `StoreDamaged` where a checksum fails, `Unreadable` where a cell is not of its declared type.
+        """
+        cells: dict[Name, dict[Any, Any]] = {name: {} for name in codecs}
+        with self.snapshot(), reading(self.directory), _no_garbage():
+            numbers = moved(self.tables(), moves or {})
+            known = {numbers[name]: (name, codecs[name], cells[name]) for name in codecs if name in numbers}
+            for number, (name, codec, into) in known.items():
+                self._load_table(number, name, codec, into)
+            self._apply_deltas(known)
+        return cells
+
+    def _load_table(self, number: int, name: Name, codec: Cells, into: dict[Any, Any]) -> None:
+        total = count = 0
+        unreadable: Exception | None = None
+        cursor = self._db.execute("SELECT key, entry FROM cells WHERE tbl = ?", (number,))
+        while rows := list(islice(cursor, _LOAD_ROWS)):
+            total += sum_of_cells(rows)
+            count += len(rows)
+            try:
+                into.update(codec.decode_rows(rows))
+            except _UNREADABLE as error:
+                unreadable = error  # if the checksum fits, the type does not
+                break
+        for row in cursor:
+            total += sum_of_cells([row])
+        if total != self.progress.sums.get(number, 0):
+            raise damaged(f"the cells of {'.'.join(name)} do not match their checksum")
+        if unreadable is not None:
+            raise Unreadable(name, str(unreadable)) from unreadable
+        if len(into) != count:
+            raise damaged(f"{'.'.join(name)} holds a cell twice")
+
+    def _apply_deltas(self, known: dict[int, tuple[Name, Cells, dict[Any, Any]]]) -> None:
+        folded = last = self.progress.folded
+        for epoch, previous, cells, body, stored in self._db.execute(
+            "SELECT epoch, previous, cells, body, crc FROM deltas WHERE epoch > ? ORDER BY epoch", (folded,)
+        ):
+            check(f"the delta of epoch {epoch}", stored, body, epoch, previous, cells)
+            if previous != last and not (last == folded and previous < folded):
+                raise damaged(f"the delta of epoch {previous} is missing")
+            last = epoch
+            for delta in decode_delta(body):
+                if delta.table not in known:
+                    continue  # a table that this chain does not have
+                name, codec, into = known[delta.table]
+                try:
+                    into.update(zip(codec.keys(delta.keys), codec.entries(delta.entries), strict=True))
+                    for key in codec.keys(delta.gone):
+                        into.pop(key, None)
+                except _UNREADABLE as error:
+                    raise Unreadable(name, str(error)) from error
+        if last != max(folded, self.progress.last_delta):
+            raise damaged(f"the delta of epoch {self.progress.last_delta} is missing")
+
+    # ---- outputs and dead letters
+
+    def outputs(self, stream: str, after: int = 0, upto: int | None = None) -> Iterator[OutputRow]:
+        """The kept outputs of a stream from number `after` on, in order."""
+        with self.snapshot(), reading(self.directory):
+            end = self.progress.numbers.get(stream, 0)
+            expected = max(after, self.progress.kept_from.get(stream, 0))
+            first_row = True
+            for first, count, format_, total, positions, body, stored in self._db.execute(
+                "SELECT first, count, format, total, positions, body, crc FROM outputs "
+                "WHERE stream = ? AND first + count > ? ORDER BY first",
+                (stream, after),
+            ):
+                about = (stream, first, count, format_, total, positions)
+                check(f"output {first} of {stream}", stored, body, *about)
+                if first > expected or (first < expected and not first_row) or first + count > end:
+                    raise damaged(f"outputs before number {first} of {stream} are missing")
+                expected, first_row = first + count, False
+                if upto is not None and first >= upto:
+                    return
+                yield OutputRow(stream, first, count, format_, stretch(unpack(positions)), body)
+            if expected < end:
+                raise damaged(f"outputs up to number {end} of {stream} are missing")
+
+    def letters(self, status: str | None = None) -> Iterator[tuple[int, str, StoredLetter]]:
+        """Dead letters as (id, status, letter), in the order of the stream."""
+        with self.snapshot(), reading(self.directory):
+            expected = 0
+            for number, state, body, stored in self._db.execute(
+                "SELECT id, status, body, crc FROM dead_letters ORDER BY id"
+            ):
+                check(f"dead letter {number}", stored, body, number, state)
+                if number != expected:
+                    raise damaged("dead letters are missing")
+                expected += 1
+                if status is None or state == status:
+                    yield number, state, decode_letter(body)
+            if expected != self.progress.letters:
+                raise damaged("dead letters are missing")
+
+    def letter(self, number: int) -> tuple[str, StoredLetter] | None:
+        """One dead letter with its status; None when there is none of that number."""
+        with self.snapshot(), reading(self.directory):
+            rows = list(
+                self._db.execute("SELECT status, body, crc FROM dead_letters WHERE id = ?", (number,))
+            )
+            for state, body, stored in rows:
+                check(f"dead letter {number}", stored, body, number, state)
+                return state, decode_letter(body)
+            if 0 <= number < self.progress.letters:
+                raise damaged(f"dead letter {number} is missing")
+        return None
+
+
+def moved(known: Mapping[Name, int], moves: Moves) -> dict[Name, int]:
+    """The numbers of tables by their names after `moves`; raises `ChainChanged` where two would share a name."""
+    found: dict[Name, int] = {}
+    for name, number in known.items():
+        target = moves.get(name, name)
+        if target is None:
+            continue
+        if target in found:
+            raise ChainChanged(
+                f"the store has state for {'.'.join(target)} twice after these renames; drop the one that is not "
+                f"needed with --drop, or rename it too"
+            )
+        found[target] = number
+    return found
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Generator[None]:
+    """Millions of cells hold no cycles: looking for some among them doubles the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
