@@ -13,9 +13,17 @@ for folder in (Path(__file__).resolve().parents[1] / "differential", Path(__file
 
 
 @pytest.fixture
-def agree() -> Iterator[Callable[..., Any]]:
+def folder() -> Iterator[Path]:
+    """A folder in memory, for stores that need not outlive the machine."""
+    import engine_runs
+
+    with engine_runs.memory_folder() as found:
+        yield found
+
+
+@pytest.fixture
+def agree(folder: Path) -> Callable[..., Any]:
     """Runs the engine in every way over a log, compares with the reference, and gives what that means."""
     import engine_runs
 
-    with engine_runs.memory_folder() as folder:
-        yield lambda tasks, log, **more: engine_runs.agree(tasks, log, folder, **more)
+    return lambda tasks, log, **more: engine_runs.agree(tasks, log, folder, **more)

@@ -749,12 +749,12 @@ class Untimed(Event):
     cid: int
 
 
-def test_rule_6_without_a_time_an_event_has_the_time_of_intake(agree, tmp_path) -> None:
+def test_rule_6_without_a_time_an_event_has_the_time_of_intake(agree, folder) -> None:
     log = [Untimed(cid=1), *seen(5, 2000), Untimed(cid=2), untyped({"time": None}), untyped({"time": 3000})]
     found = agree([Now()], log)
     assert [e.what for e in found.streams["main"]] == [1000.0, 1000.0, 2000.0, 2000.0, 2000.0, 3000.0]
-    in_store([Now()], log, tmp_path / "recorded", steady(4))
-    store = engine_runs.Store.open_to_read(tmp_path / "recorded")
+    in_store([Now()], log, folder / "recorded", steady(4))
+    store = engine_runs.Store.open_to_read(folder / "recorded")
     assert [(p, d) for p, kind, d in store.history() if kind == "intake"] == [
         (0, {"count": 4, "time": 1000.0}),
         (4, {"count": 2, "time": 1000.0}),
@@ -806,7 +806,7 @@ def test_rule_9_finite_sources_merge_by_time_then_source_then_offset(agree) -> N
         assert [x.position for x in found.letters] == [9, 13]
 
 
-def test_rule_9_a_fault_inside_a_merged_epoch_leaves_every_source_at_its_place(tmp_path) -> None:
+def test_rule_9_a_fault_inside_a_merged_epoch_leaves_every_source_at_its_place(folder) -> None:
     first, second = seen(*range(0, 20, 2), cid=1), seen(*range(1, 20, 2), cid=2)
     log = sorted(first + second, key=lambda e: e.time)
 
@@ -820,17 +820,17 @@ def test_rule_9_a_fault_inside_a_merged_epoch_leaves_every_source_at_its_place(t
 
     def run(at: float, batches: Any) -> str:
         sources = [Scripted(first, "a", batches), Scripted(second, "b", batches)]
-        return in_store([Faulty(at=at)], log, tmp_path / "store", steady(7), sources=sources)
+        return in_store([Faulty(at=at)], log, folder / "store", steady(7), sources=sources)
 
     for batches in (None, engine_runs.random.Random(1)):
         for at in (3.0, 3.0, 10.0, 13.0, 19.0):
             assert f"position {int(at)}" in run(at, batches)
-            assert stored([Faulty()], tmp_path / "store").position == int(at)
+            assert stored([Faulty()], folder / "store").position == int(at)
         assert run(-1.0, batches) == "end of input"
-        left = stored([Faulty()], tmp_path / "store")
+        left = stored([Faulty()], folder / "store")
         assert left.streams["main"] == log
         assert left.state["Faulty"]["total"] == 20
-        tmp_path = tmp_path / "again"
+        folder = folder / "again"
 
 
 # ---------------------------------------------------------------- 10. a retry enters at the task that failed
@@ -855,10 +855,10 @@ class Before(Task[Seen]):
         return [event, event.replace(score=0.5)]
 
 
-def _retried(tmp_path: Any, tasks: Any, command: Command, record: Any, first: Any = None) -> None:
+def _retried(folder: Any, tasks: Any, command: Command, record: Any, first: Any = None) -> None:
     log = [*seen(1), Seen(cid=7, time=2.0), *seen(9)]
     given = [Before(), Fixed()]
-    store = tmp_path / "store"
+    store = folder / "store"
     assert in_store(first or given, log, store, steady(2)) == "end of input"
     Spool(store).put(command)
     assert in_store(tasks, log, store, steady(2)) == "end of input"
@@ -872,26 +872,26 @@ def _retried(tmp_path: Any, tasks: Any, command: Command, record: Any, first: An
     assert got.now == want.now
 
 
-def test_rule_10_a_retry_enters_at_the_task_that_failed_and_time_does_not_move(tmp_path) -> None:
+def test_rule_10_a_retry_enters_at_the_task_that_failed_and_time_does_not_move(folder) -> None:
     event = Seen(cid=7, time=2.0, score=0.5)
     mended = [Before(), Fixed(broken=False)]
-    _retried(tmp_path, mended, Command("retry", 1), Retry(1, "Fixed", event))
-    left = stored(mended, tmp_path / "store")
+    _retried(folder, mended, Command("retry", 1), Retry(1, "Fixed", event))
+    left = stored(mended, folder / "store")
     assert left.streams["main"][-1].parts[:2] == (9.0, 3)
     assert left.state == {"Before": {"total": 3}, "Fixed": {"total": 5}}
 
 
-def test_rule_10_a_mended_event_is_retried_with_its_new_fields(tmp_path) -> None:
+def test_rule_10_a_mended_event_is_retried_with_its_new_fields(folder) -> None:
     event = Seen(cid=8, time=2.0, score=4.0)
     tasks = [Before(), Fixed()]
-    _retried(tmp_path, tasks, Command("retry", 1, {"cid": 8, "score": 4}), Retry(1, "Fixed", event))
-    assert stored(tasks, tmp_path / "store").streams["main"][-1].parts[3] == 4.0
+    _retried(folder, tasks, Command("retry", 1, {"cid": 8, "score": 4}), Retry(1, "Fixed", event))
+    assert stored(tasks, folder / "store").streams["main"][-1].parts[3] == 4.0
 
 
-def test_rule_10_a_retry_whose_task_has_gone_enters_at_the_beginning(tmp_path) -> None:
+def test_rule_10_a_retry_whose_task_has_gone_enters_at_the_beginning(folder) -> None:
     event = Seen(cid=7, time=2.0, score=0.0)
     tasks = [Before(), Fixed(broken=False).options(name="Mended")]
-    store = tmp_path / "store"
+    store = folder / "store"
     log = [*seen(1), Seen(cid=7, time=2.0), *seen(9)]
     in_store([Before(), Fixed()], log, store, steady(2))
     Spool(store).put(Command("retry", 0))
@@ -905,9 +905,9 @@ def test_rule_10_a_retry_whose_task_has_gone_enters_at_the_beginning(tmp_path) -
     ]
 
 
-def test_rule_10_a_retry_that_fails_again_is_a_new_letter_and_one_that_stops_does_not_stay(tmp_path) -> None:
+def test_rule_10_a_retry_that_fails_again_is_a_new_letter_and_one_that_stops_does_not_stay(folder) -> None:
     log = [Seen(cid=7, time=2.0)]
-    store = tmp_path / "store"
+    store = folder / "store"
     in_store([Fixed()], log, store, steady(2))
     Spool(store).put(Command("retry", 0))
     in_store([Fixed()], log, store, steady(2))
@@ -921,15 +921,15 @@ def test_rule_10_a_retry_that_fails_again_is_a_new_letter_and_one_that_stops_doe
 # ---------------------------------------------------------------- limits of a run
 
 
-def test_a_run_takes_at_most_limit_records_and_the_next_goes_on(tmp_path) -> None:
+def test_a_run_takes_at_most_limit_records_and_the_next_goes_on(folder) -> None:
     log = every_second(10)
     app = engine_runs.App("limited", source=Scripted(log), tasks=[Buffer()])
-    first = app.run(store=tmp_path / "store", limit=4)
+    first = app.run(store=folder / "store", limit=4)
     assert (first.ended, first.events_in, first.position) == ("limit", 4, 4)
-    second = app.run(store=tmp_path / "store")
+    second = app.run(store=folder / "store")
     assert (second.ended, second.events_in, second.position) == ("end of input", 6, 10)
-    assert app.run(store=tmp_path / "store").nothing_new
-    fresh = app.run(store=tmp_path / "store", fresh=True)
+    assert app.run(store=folder / "store").nothing_new
+    fresh = app.run(store=folder / "store", fresh=True)
     assert (fresh.events_in, fresh.position, fresh.outputs_total["main"]) == (10, 10, 9)
 
 

@@ -226,15 +226,15 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
     ),
     (
         "9: a cut leaves the sources where the epoch ended",
-        lambda tmp_path: rules.test_rule_9_a_fault_inside_a_merged_epoch_leaves_every_source_at_its_place(
-            tmp_path
+        lambda folder: rules.test_rule_9_a_fault_inside_a_merged_epoch_leaves_every_source_at_its_place(
+            folder
         ),
         changed(loop_module.Hub, "_stop", "self.intake.places_at(cut.index)", "epoch.offsets"),
     ),
     (
         "10: a retry runs through the whole chain",
-        lambda tmp_path: rules.test_rule_10_a_retry_enters_at_the_task_that_failed_and_time_does_not_move(
-            tmp_path
+        lambda folder: rules.test_rule_10_a_retry_enters_at_the_task_that_failed_and_time_does_not_move(
+            folder
         ),
         changed(chain.Chain, "run", ".index(epoch.retry.task)", ".index(epoch.retry.task) * 0"),
     ),
