@@ -297,3 +297,15 @@ def test_a_difference_is_shown_side_by_side(project, command) -> None:
 @pytest.mark.parametrize("limit", ["0", "many"])
 def test_a_limit_is_a_positive_number(first, command, limit: str) -> None:
     assert command("check", "first.py", "--limit", limit).code == 2
+
+
+def test_standard_input_cannot_be_checked_and_the_way_out_is_told(project, command) -> None:
+    project.write("app.py", 'app = App("piped", source=JsonLines("-"), tasks=[])\n')
+    done = command("check", "app.py")
+    assert done.code == 2
+    assert "give a file" in done.err
+
+
+def test_a_file_of_the_apps_folder_does_not_stand_in_for_pythons_own(first, command) -> None:
+    first.folder.joinpath("tempfile.py").write_text("raise SystemExit('the wrong module')\n")
+    assert command("check", "first.py").code == 0

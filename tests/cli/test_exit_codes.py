@@ -1,5 +1,7 @@
 """How real processes end: their exit codes, what they say, and what is left behind."""
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -253,3 +255,88 @@ def test_help_lists_every_exit_code(first) -> None:
     said = first.run("--help").out
     for code, meaning in MEANINGS.items():
         assert f"{code:<5}{meaning}" in said
+
+
+def test_a_second_ctrl_c_ends_a_task_that_never_returns(project) -> None:
+    project.write(
+        "stuck.py",
+        """
+        import sys
+        import time
+
+
+        class Stuck(Task[Seen]):
+            def handle(self, event: Seen) -> Seen:
+                print("stuck", file=sys.stderr, flush=True)
+                while True:
+                    time.sleep(0.01)
+
+
+        app = App("stuck", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Stuck()])
+        """,
+    )
+    project.seen(1)
+    with project.start("run", "stuck.py") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "stuck\n"
+        while process.poll() is None:  # two signals that arrive at once are one
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
+        err = process.stderr.read()
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert "0 open" not in project.run("status").out
+    assert project.run("status", "--json").code == 0, "the store is whole"
+
+
+def test_results_that_cannot_be_written_end_with_5(first) -> None:
+    first.run("run", "first.py", "-q")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "secondpass", "outputs", "first.py"],
+            cwd=first.folder,
+            env=first.environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: standard output cannot be written: No space left")
+
+
+def test_an_output_without_room_for_our_letters_gets_them_spelled(project) -> None:
+    project.write("pass_on.py", 'app = App("all", source=JsonLines(HERE / "in.jsonl"), tasks=[])\n')
+    project.events([{"name": "жук"}])
+    done = subprocess.run(
+        [sys.executable, "-m", "secondpass", "try", "pass_on.py", "--show", "1"],
+        cwd=project.folder,
+        env=project.environment() | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"name": "жук"}
+
+
+def test_an_error_cannot_move_the_readers_cursor(project) -> None:
+    project.write(
+        "rude.py",
+        """
+        class Rude(Task[Seen]):
+            def handle(self, event: Seen) -> Seen:
+                raise ValueError("\\x1b]0;gone\\x07")
+
+
+        app = App("rude", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Rude().options(on_error="stop")])
+        """,
+    )
+    project.seen(1)
+    for arguments in (["run", "rude.py"], ["try", "rude.py"]):
+        done = project.run(*arguments)
+        assert done.code == 3
+        assert "gone" in done.err
+        assert not {"\x1b", "\x07"} & set(done.err)

@@ -14,6 +14,7 @@ imports the app's code; `secondpass --help` imports neither apsw nor rich.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ from secondpass.cli.group import cli
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without our letters gets them spelled
     # Click leaves colours to terminals; NO_COLOR (no-color.org) takes them from there too.
     color = False if os.environ.get("NO_COLOR") else None
     try:

@@ -14,6 +14,7 @@ import traceback
 
 import click
 
+from secondpass.cli import text
 from secondpass.errors import (
     InputError,
     InternalError,
@@ -97,7 +98,7 @@ def report(error: BaseException) -> None:
     else:
         frames = users_frames(error)
         if frames:
-            click.echo(frames, err=True, nl=False)
+            click.echo(text.printable(frames), err=True)
     said = str(error).strip()
     if ours and not isinstance(error, InternalError):
         said = f"{type(error).__name__}: {said}" if said else type(error).__name__
@@ -107,7 +108,8 @@ def report(error: BaseException) -> None:
 
 
 def _say(said: str) -> None:
-    click.echo(click.style("error:", fg="red", bold=True) + f" {said}", err=True)
+    # What an event held must not move the cursor of whoever reads the error.
+    click.echo(click.style("error:", fg="red", bold=True) + f" {text.printable(said)}", err=True)
 
 
 def _begin_small(said: str) -> str:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from secondpass.engine.loop import Hub
 
 LINE_EVERY_S = 5.0
-REDRAW_EVERY_S = 0.1
 RATE_OVER_S = 5.0
 
 
@@ -104,90 +103,18 @@ class LogLines(Progress):
         self.write(", ".join(parts))
 
 
-class Terminal(Progress):
-    """A bar, or a live line where the end is not known, drawn by rich."""
-
-    def __init__(self, name: str) -> None:
-        # Rich is imported for terminals only: it takes longer than many a run.
-        from rich.console import Console
-        from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-        from rich.text import Text
-
-        self._pace = Pace()
-        self._drawn_at = 0.0
-        self._console = Console(stderr=True, highlight=False)
-        self._text = Text.from_ansi
-        self._bar = RichProgress(
-            TextColumn("{task.description}", markup=False),
-            console=self._console,
-            transient=True,
-            refresh_per_second=4,
-            redirect_stdout=sys.stdout.isatty(),
-        )
-        columns: list[ProgressColumn | str] = [TextColumn("{task.fields[told]}", markup=False)]
-        # Narrow: where `^C` breaks the line, rich cannot take it back.
-        self._finite = [*self._bar.columns, BarColumn(bar_width=20), *columns]
-        self._live = [SpinnerColumn(), *self._bar.columns, *columns]
-        self._task = self._bar.add_task(name, total=None, told="starting")
-
-    def __enter__(self) -> Self:
-        self._bar.columns = tuple(self._live)
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def started(self, hub: Hub) -> None:
-        if done_of(hub) is not None:
-            self._bar.columns = tuple(self._finite)
-        self._draw(hub)
-
-    def epoch(self, hub: Hub) -> None:
-        if time.monotonic() - self._drawn_at >= REDRAW_EVERY_S:
-            self._draw(hub)
-
-    def _draw(self, hub: Hub) -> None:
-        self._drawn_at = time.monotonic()
-        events, letters = hub.summary.events_in, hub.summary.dead_letters
-        per_s = self._pace.rate(events)
-        parts = [text.plural(events, "event"), text.rate(per_s)]
-        if letters:
-            parts.append(text.plural(letters, "dead letter"))
-        done = done_of(hub)
-        if done is None:
-            if not per_s:
-                parts.append("waiting for more; Ctrl-C ends it")
-        else:
-            self._bar.update(self._task, completed=done[0], total=done[1])
-            left_s = self._bar.tasks[0].time_remaining
-            parts = [text.percent(*done), *parts]
-            if left_s is not None and not self._bar.tasks[0].finished:
-                parts.append(f"{text.remaining(left_s)} left")
-        if hub.stopping:
-            parts.append("stopping")
-        self._bar.update(self._task, told="  ".join(parts))
-
-    def write(self, line: str) -> None:
-        self._console.print(self._text(line), soft_wrap=True)
-
-    def result(self, line: str) -> None:
-        if sys.__stdout__ is not None and sys.__stdout__.isatty():
-            self.write(line)  # the same terminal: above the bar
-        else:
-            click.echo(line)
-
-
 def progress_for(name: str, *, quiet: bool, bar: bool = True) -> Progress:
     """What suits where standard error goes; `bar=False` where other lines go to the same terminal."""
     if quiet:
         return Progress()
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         return LogLines()
-    return Terminal(name) if bar else Progress()
+    if not bar:
+        return Progress()
+    # Rich is imported for terminals only: it takes longer than many a run.
+    from secondpass.cli.terminal import Terminal
+
+    return Terminal(name)
 
 
 class _Writer(Protocol):
@@ -255,39 +182,10 @@ class Step:
         self._last = what
 
 
-class StepBar(Step):
-    """A bar on a terminal."""
-
-    def __init__(self, names: dict[str, str]) -> None:
-        from rich.console import Console
-        from rich.progress import Progress as RichProgress
-
-        super().__init__(names, silent=True)
-        self._bar = RichProgress(console=Console(stderr=True), transient=True, refresh_per_second=4)
-        self._task = self._bar.add_task("", total=None)
-        self._drawn_at = 0.0
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def told(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if what != self._last:
-            self._bar.reset(self._task, description=self._names.get(what, what))
-        elif now - self._drawn_at < REDRAW_EVERY_S:
-            return
-        self._last, self._drawn_at = what, now
-        self._bar.update(self._task, completed=done, total=total)
-
-
 def step_for(names: dict[str, str], *, quiet: bool) -> Step:
     """What suits where standard error goes."""
     if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         return Step(names, silent=quiet)
+    from secondpass.cli.terminal import StepBar
+
     return StepBar(names)

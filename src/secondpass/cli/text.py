@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from secondpass.errors import OutputError
+
 DASH = "-"
 """Stands where there is nothing to say."""
 
@@ -211,7 +213,12 @@ def fields(rows: Sequence[tuple[str, str]], *, indent: str = "") -> list[str]:
 def say(lines: str | Sequence[str], *, err: bool = False) -> None:
     """Print lines: results on standard output, all else with `err` on standard error."""
     for line in [lines] if isinstance(lines, str) else lines:
-        click.echo(line, err=err)
+        try:
+            click.echo(line, err=err)
+        except BrokenPipeError:
+            raise  # whoever reads has enough
+        except OSError as error:
+            raise OutputError(f"standard output cannot be written: {error.strerror or error}") from error
 
 
 def hint(text: str) -> None:

@@ -100,11 +100,12 @@ class LetterWatch:
         where = f"task {letter.task}" if letter.task else "the input"
         event = line(letter.event) if letter.event is not None else letter.raw
         head = click.style("set aside:", fg="yellow", bold=True)
-        self._progress.write(f"{head} {letter.error}\n  at {where}, position {letter.position}, {event}")
-        if letter.traceback:
-            self._progress.write(
-                "".join(f"  {found}\n" for found in letter.traceback.splitlines()[1:-1]).rstrip()
-            )
+        error = text.one_line(letter.error)
+        place = f"at {where}, position {letter.position}, {text.one_line(event)}"
+        self._progress.write(f"{head} {error}\n  {place}")
+        frames = letter.traceback.splitlines()[1:-1]  # the error itself is said above
+        for frame in frames:
+            self._progress.write(f"  {text.one_line(frame)}")
 
 
 @click.command("try", context_settings=HELP)

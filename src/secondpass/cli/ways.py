@@ -32,7 +32,7 @@ from secondpass.connectors.memory import as_source
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.intake import Intake
 from secondpass.engine.run import run_app
-from secondpass.errors import SecondpassError, TaskError
+from secondpass.errors import TaskError, UsageError
 from secondpass.record import DeadLetter, Refused
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def _record_crc(record: Any) -> int:
 def record(app: App, limit: int) -> list[Any]:
     """The first records of the app's real input, in the order in which the engine takes them."""
     sources = [as_source(s, i) for i, s in enumerate(app.sources)]
+    if any(getattr(source, "path", None) == "-" for source in sources):
+        raise UsageError("standard input can be read once, and check reads it several times; give a file")
     intake = Intake(sources, [], follow=False)
     log: list[Any] = []
     try:
@@ -298,18 +300,18 @@ def with_hash_seed(spec: str, records: int, intake_time: float, seed: str) -> Tr
         answer = Path(folder) / "trace"
         request = Request(spec, records, intake_time, str(answer))
         done = subprocess.run(
-            [sys.executable, "-m", "secondpass.cli.ways"],
-            input=msgspec.json.encode(request),
+            # -P: a file of the app's folder must not stand in for a module of Python's.
+            [sys.executable, "-P", "-m", "secondpass.cli.ways", msgspec.json.encode(request).decode()],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONHASHSEED": seed},
             check=False,
         )
         if done.returncode != 0 or not answer.exists():
-            said = done.stderr.decode(errors="replace").strip()
-            raise SecondpassError(
-                f"the run with hash seed {seed} failed: {said or f'exit code {done.returncode}'}"
-            )
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            why = said[-1] if said else f"exit code {done.returncode}"
+            raise UsageError(f"the app does not run in a process of its own (hash seed {seed}): {why}")
         return msgspec.msgpack.decode(answer.read_bytes(), type=Trace)
 
 
@@ -322,4 +324,4 @@ def answer(request: Request) -> None:
 
 
 if __name__ == "__main__":
-    answer(msgspec.json.decode(sys.stdin.buffer.read(), type=Request))
+    answer(msgspec.json.decode(sys.argv[1], type=Request))
