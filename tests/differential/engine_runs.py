@@ -24,11 +24,14 @@ from secondpass import App, codec, reference
 from secondpass.app import MAIN
 from secondpass.connectors.contract import Batch
 from secondpass.engine import intake as intake_module
+from secondpass.engine import stage as stage_module
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.outbox import decode_event, decode_events
+from secondpass.engine.stage import Stage
 from secondpass.errors import TaskError, TaskFault
 from secondpass.record import DeadLetter, Refused, Retry
 from secondpass.reference import Tally
+from secondpass.store import fold as fold_module
 from secondpass.store.database import Store
 from secondpass.task import Task
 
@@ -154,6 +157,32 @@ def fixed_clock() -> Iterator[None]:
         yield
     finally:
         intake_module.time = before
+
+
+@contextlib.contextmanager
+def pressed(rng: random.Random) -> Iterator[None]:
+    """Let what an engine does only to large states happen to small ones, at random."""
+    mirrors, swept, before = (
+        stage_module.mirrors,
+        Stage.changes,
+        (fold_module.CELLS_MIN, fold_module.DELTAS_MAX),
+    )
+
+    def some_mirror(spec: Any, base: Any, ttl_s: float | None, events: int) -> bool:
+        return mirrors(spec, {}, ttl_s, events) and rng.random() < 0.5
+
+    def sweeping(stage: Any, now: float) -> Any:
+        if rng.random() < 0.5:
+            stage._swept = dict.fromkeys(stage._swept, -1)
+        return swept(stage, now)
+
+    stage_module.mirrors, Stage.changes = some_mirror, sweeping
+    fold_module.CELLS_MIN, fold_module.DELTAS_MAX = rng.choice([1, 5, 50]), rng.choice([1, 3, 50])
+    try:
+        yield
+    finally:
+        stage_module.mirrors, Stage.changes = mirrors, swept
+        fold_module.CELLS_MIN, fold_module.DELTAS_MAX = before
 
 
 # ---------------------------------------------------------------- what a run leaves
