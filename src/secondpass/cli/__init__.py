@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(arguments, prog_name="secondpass", standalone_mode=False, color=color)
         sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a third Ctrl-C has nothing left to end
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except (ReaderGone, BrokenPipeError):
