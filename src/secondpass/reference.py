@@ -22,8 +22,11 @@ from secondpass.record import INTAKE, DeadLetter, Refused, Retry, Tick, error_te
 from secondpass.state import CallValues, Moment, Table, TableSpec
 from secondpass.task import Task, accepts, attach, bind, call_of, expand, keys_of
 
-CAUGHT = (Exception, SystemExit)
-"""What a task may raise without stopping anything but its own call."""
+CAUGHT = BaseException
+"""What a task may raise without stopping anything but its own call: all but `KeyboardInterrupt`.
+
+A panic of a library written in Rust is no `Exception`, and must not stop the app at every start.
+"""
 
 
 @dataclass
@@ -153,6 +156,8 @@ def run(
             tally.events += 1
             try:
                 results, branched = step.call(event, position, now, path, enforce_keys)
+            except KeyboardInterrupt:
+                raise
             except CAUGHT as error:
                 if isinstance(error, TaskFault) or step.on_error == "stop":
                     raise stop_error(step.task, position, event, error) from error

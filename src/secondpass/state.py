@@ -513,6 +513,8 @@ def own(event: Any, where: str) -> Any:
     """`event.owned`, with what cannot be as a fault of the task."""
     try:
         return owned(event)
+    except UnicodeEncodeError:
+        raise  # a lone surrogate is the event's fault, as an integer beyond 64 bits is
     except (msgspec.ValidationError, TypeError, ValueError) as error:
         raise TaskFault(f"{where}: {event!r} cannot take its declared types: {error}") from None
 

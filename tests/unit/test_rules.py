@@ -612,6 +612,58 @@ def test_rule_4_a_later_task_may_stop_at_an_earlier_event(agree) -> None:
     assert found.state["WriteInt"]["cells"] == {0: 0.0, 1: 0.0}
 
 
+class Panic(BaseException):
+    """As a library written in Rust raises."""
+
+
+class Poison(Task[Seen]):
+    kind: int = 0
+    total = value(int, 0)
+    names = table(str, str)
+
+    def handle(self, event):
+        self.total += 1
+        if event.time == 1:
+            match self.kind:
+                case 0:
+                    raise Panic("index out of bounds")
+                case 1:
+                    raise SystemExit(3)
+                case 2:
+                    raise StopIteration
+                case 3:
+                    raise MemoryError
+                case 4:
+                    return Found(what="\ud800")
+                case 5:
+                    return Found(what=2**70)
+                case 6:
+                    self.names["\ud800"] = "x"
+                case 7:
+                    self.names["x"] = "\ud800"
+                case _:
+                    raise GeneratorExit
+        return event
+
+
+@pytest.mark.parametrize("kind", range(9))
+def test_rule_4_a_poison_event_is_set_aside_whatever_it_makes_a_task_raise(agree, kind) -> None:
+    found = agree([Poison(kind=kind)], every_second(3))
+    assert [x.position for x in found.letters] == [1]
+    assert found.state["Poison"]["total"] == 2
+
+
+def test_rule_4_an_interrupt_is_no_error_of_a_task() -> None:
+    def interrupted(event: Seen) -> Seen:
+        raise KeyboardInterrupt
+
+    for careful in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            in_memory([interrupted], every_second(1), steady(1, careful=careful))
+    with pytest.raises(KeyboardInterrupt):
+        meant(engine_runs.App("case", source=[], tasks=[interrupted]).tasks, every_second(1))
+
+
 class Batch(Task[Seen]):
     bad: tuple[float, ...] = ()
 

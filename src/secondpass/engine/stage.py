@@ -233,6 +233,8 @@ class Stage:
                     results, branched = expand(result, event, self.name)
                     passed.extend(results, branched, w)
                     branches += len(results) - 1 if results else 0
+        except KeyboardInterrupt:
+            raise
         except CAUGHT:
             return moment.index() if not self._batch else 0
         passed.emitted = [(name, event, where[i]) for name, event, i in moment.emitted]
@@ -260,6 +262,8 @@ class Stage:
             tally.events += 1
             try:
                 results, branched = step.call(event, epoch.first + path[0], nows[path[0]], path[1:])
+            except KeyboardInterrupt:
+                raise
             except CAUGHT as error:
                 self._failed(epoch, event, w, error, passed)
                 continue
