@@ -122,6 +122,33 @@ def test_a_task_that_stops_the_app_ends_it_with_3_and_shows_the_users_frames(pro
     )
 
 
+def test_a_broken_rule_ends_with_3_and_says_what_to_write_and_that_the_rest_is_kept(project) -> None:
+    project.write(
+        "wrong.py",
+        """
+        class Wrong(Task[Seen]):
+            last = table(int, float)
+
+            def handle(self, event: Seen) -> Seen:
+                self.last[event.cid] = 0 if event.cid == 3 else 0.0
+                return event
+
+
+        app = App("wrong", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Wrong()])
+        """,
+    )
+    project.seen(1, 2, 3, 4)
+    done = project.run("run", "wrong.py")
+    assert done.code == 3
+    assert "self.last[event.cid] = 0" in done.err
+    assert "write 0.0" in done.err
+    assert "what precedes is committed, the event is next" in done.err
+    assert project.run("outputs", "wrong.py").out.splitlines() == [
+        '{"cid":1,"time":0.0}',
+        '{"cid":2,"time":1.0}',
+    ]
+
+
 def test_a_missing_input_ends_with_4(first) -> None:
     (first.folder / "in.jsonl").unlink()
     done = first.run("run", "first.py")

@@ -21,6 +21,7 @@ from secondpass.cli.options import (
 from secondpass.cli.progress import logging_to, progress_for
 from secondpass.cli.run_report import code_of, report_of, say_hints, summary_lines
 from secondpass.cli.shapes import document
+from secondpass.errors import TaskFault
 
 
 def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
@@ -105,21 +106,25 @@ def run(
                 progress.write(f"  {change}")
         progress.started(hub)
 
-    with progress, logging_to(progress, quiet=quiet):
-        summary = run_app(
-            loaded,
-            store=directory,
-            follow=follow,
-            fresh=fresh,
-            limit=limit,
-            rename=rename,
-            drop=drop,
-            take_over=take_over,
-            accept_input=accept_input,
-            accept_output=accept_output,
-            on_start=started,
-            on_epoch=progress.epoch,
-        )
+    try:
+        with progress, logging_to(progress, quiet=quiet):
+            summary = run_app(
+                loaded,
+                store=directory,
+                follow=follow,
+                fresh=fresh,
+                limit=limit,
+                rename=rename,
+                drop=drop,
+                take_over=take_over,
+                accept_input=accept_input,
+                accept_output=accept_output,
+                on_start=started,
+                on_epoch=progress.epoch,
+            )
+    except TaskFault as fault:
+        said = f"{fault}\n  mend it and run again: what precedes is committed, the event is next"
+        raise TaskFault(said, **fault.details) from fault.__cause__
     report = report_of(summary, loaded, loaded.sinks)
     if as_json:
         text.say(document(report), err=stdout_is_data)
