@@ -321,6 +321,39 @@ def time_reader(tp: type[Any]) -> Callable[[Any], float | None]:
     return _any_time
 
 
+def column(name: str) -> Callable[[list[Any]], list[Any]]:
+    """Reads one field of many events: a comprehension over a fixed name is four times as fast as a getter.
+
+    >>> column("value")([Probe(value=1.0), Probe(value=2.0)])
+    [1.0, 2.0]
+    """
+    if not name.isidentifier():
+        raise ValueError(f"{name!r} is no field's name")
+    return typing.cast("Callable[[list[Any]], list[Any]]", eval(f"lambda events: [e.{name} for e in events]"))  # noqa: S307 - an identifier
+
+
+@functools.lru_cache(maxsize=4096)
+def times_reader(tp: type[Any]) -> Callable[[list[Any]], list[float | None]]:
+    """`time_reader` over many events of one class at once."""
+    one = time_reader(tp)
+    if isinstance(one, operator.attrgetter):
+        return column("time")
+    if one is not _untyped_time:
+        return lambda events: list(map(one, events))
+
+    def untyped_times(events: list[Any]) -> list[float | None]:
+        try:
+            times = [e["time"] for e in events]
+        except KeyError:
+            return list(map(one, events))
+        kinds = set(map(type, times))
+        if kinds == {float}:
+            return times
+        return list(map(float, times)) if kinds <= {float, int} else list(map(one, events))
+
+    return untyped_times
+
+
 def _untyped_time(event: UntypedEvent) -> float | None:
     time = event.get("time")
     if type(time) is float:

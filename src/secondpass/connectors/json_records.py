@@ -24,6 +24,28 @@ PIECE = 16 << 10
 """So many bytes are tried at once after a larger buffer did not pass."""
 
 
+_NO_SKELETON = bytes(byte for byte in range(256) if byte not in b"{}\n")
+
+
+def _flat_lines(data: bytes) -> int | None:
+    r"""How many lines `data` has when each holds exactly one pair of braces; None when that is not so.
+
+    The braces and newlines alone say it, and to leave out all else is twice as fast as to count pairs of
+    characters. When as many objects as lines are then decoded, and nothing else, no brace is left to stand in a
+    string: every line holds one object, and none reaches over its end.
+
+    >>> _flat_lines(b'{"a":1}\n{"b":2}\n'), _flat_lines(b'{"a":{}}\n')
+    (2, None)
+    """
+    if not data.endswith(b"\n"):
+        return None  # what follows the last newline may hold no brace at all
+    if not data.endswith(b"}\n"):
+        return None
+    skeleton = data.translate(None, _NO_SKELETON)
+    lines = len(skeleton) // 3
+    return lines if lines and skeleton == b"{}\n" * lines else None
+
+
 class JsonRecords:
     """The parser of JSON lines."""
 
@@ -43,35 +65,37 @@ class JsonRecords:
         return {}
 
     def parse(self, data: bytes, start: int, limit: int, *, final: bool) -> Parsed:  # noqa: ARG002 - a line is whole as it is
-        lines = data.count(b"\n") + (not data.endswith(b"\n"))
+        flat = _flat_lines(data) if self._maker.objects_only else None
+        lines = flat if flat is not None else data.count(b"\n") + (not data.endswith(b"\n"))
         if lines > limit:
             data = data[: newline_number(data, limit)]
             lines = limit
         parsed = Parsed(used=len(data))
-        events = self._whole(data, lines)
+        events = self._whole(data, lines, flat=flat is not None)
         if events is None:
             self._in_pieces(data, start, parsed)
         else:
             parsed.events, parsed.count = events, lines
         return parsed
 
-    def _whole(self, data: bytes, lines: int) -> list[Any] | None:
-        """The events of `data` when it can be decoded at once, else None."""
-        if not (data.startswith(b"{") and data.endswith((b"}\n", b"}\r\n", b"}"))):
-            return None
-        joints = data.count(b"}\n{")
-        if joints != lines - 1 and joints + data.count(b"}\r\n{") != lines - 1:
-            return None
+    def _whole(self, data: bytes, lines: int, *, flat: bool = False) -> list[Any] | None:
+        """The events of `data` when it can be decoded at once, else None; `flat` as `_flat_lines` found."""
+        if not flat:
+            if not (data.startswith(b"{") and data.endswith((b"}\n", b"}\r\n", b"}"))):
+                return None
+            joints = data.count(b"}\n{")
+            if joints != lines - 1 and joints + data.count(b"}\r\n{") != lines - 1:
+                return None
         try:
             if not data.isascii():
                 data.decode()  # fields that the type ignores are skipped unseen
             found: list[Any] = self._decoder.decode_lines(data)
         except Exception:  # noqa: BLE001 - whatever is wrong is found again, and said, line by line
             return None
-        if len(found) != lines:
+        if len(found) != lines or (self._maker.untyped and set(map(type, found)) != {dict}):
             return None
-        flat = not self._maker.untyped or (b"[" not in data and data.count(b"{") == lines)
-        events = self._maker.all(found, data, flat=flat)
+        single = not self._maker.untyped or (b"[" not in data and (flat or data.count(b"{") == lines))
+        events = self._maker.all(found, data, flat=single)
         if events is not None and self._maker.looks:
             for event, line in zip(events, data.split(b"\n", LOOKED_AT), strict=False):
                 self._look(event, line)

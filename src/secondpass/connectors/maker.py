@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from secondpass import codec
 from secondpass.errors import DefinitionError, SettingsError
-from secondpass.event import Event, UntypedEvent, check_event_type, event_types, untyped
+from secondpass.event import Event, UntypedEvent, check_event_type, column, event_types, untyped
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 PER_SECOND: dict[str, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -30,8 +30,11 @@ LOOKED_AT = 1000
 _log = logging.getLogger("secondpass.input")
 
 # Every digit becomes "0": a number beyond 64 bits has at least 19 digits, and a search for 19 zeros costs
-# 10 ns a line where a regular expression costs 400.
+# 10 ns a line where a regular expression costs 400. What stands between numbers but never in one is dropped
+# on the way, since less is then searched; that can only join digits, which costs a closer look.
 _DIGITS_TO_ZERO = bytes(0x30 if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
+_DROPPED = b' "_' + bytes(range(ord("a"), ord("z") + 1))
+_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 _TOO_MANY_DIGITS = b"0" * 19
 
 
@@ -60,11 +63,15 @@ class Maker:
         for tp in self.types:
             check_event_type(tp)
         self.decoded_type: Any = Any if self.untyped else declared
+        self.objects_only = self.untyped or not any(map(_is_array, self.types))
+        """Whether every event of the declared type is a JSON object; of untyped ones the decoder does not know."""
         self._per_second = PER_SECOND[time_unit]
         self._integers = (
             "digits" if self.untyped else max((_integers_in(t) for t in self.types), key=_RANK.index)
         )
-        self._unknown = None if self.untyped else UnknownFields(name, self.types)
+        self._integer_fields = _plain_integers(self.types) if self._integers == "digits" else []
+        named = self.objects_only and not self.untyped
+        self._unknown = UnknownFields(name, self.types) if named else None
 
     @property
     def looks(self) -> bool:
@@ -81,9 +88,7 @@ class Maker:
 
         `flat` says that no value holds another one.
         """
-        if self._integers != "never" and (
-            self._integers == "always" or _TOO_MANY_DIGITS in data.translate(_DIGITS_TO_ZERO)
-        ):
+        if self._suspects_integers(found, data):
             try:
                 codec.pack(found)
             except (OverflowError, RecursionError):
@@ -96,6 +101,18 @@ class Maker:
             return list(map(UntypedEvent, found))
         except Exception:  # noqa: BLE001 - a type's own checks may raise anything; one by one it is pinned to its line
             return None
+
+    def _suspects_integers(self, found: list[Any], data: bytes) -> bool:
+        """Whether some integer may be beyond 64 bits."""
+        if self._integers == "never" or not found:
+            return False
+        for read in self._integer_fields:
+            numbers = read(found)
+            if max(numbers) > _INT_MAX or min(numbers) < _INT_MIN:
+                return True
+        if self._integer_fields:
+            return False
+        return self._integers == "always" or _TOO_MANY_DIGITS in data.translate(_DIGITS_TO_ZERO, _DROPPED)
 
     def one(self, found: Any) -> Any:
         """The event that one decoded value makes; raises when it makes none."""
@@ -122,6 +139,11 @@ class Maker:
     def _in_seconds(self, event: Any) -> Any:
         time = getattr(event, "time", None)
         return event if time is None else event.replace(time=time / self._per_second)
+
+
+def _is_array(tp: Any) -> bool:
+    """Whether events of this type are JSON arrays."""
+    return bool(tp.__struct_config__.array_like)
 
 
 _JSON_NAMES: dict[type, str] = {
@@ -180,6 +202,19 @@ def _integers_in(tp: Any, seen: frozenset[Any] = frozenset()) -> str:
     else:
         inner = ["never" if tp in (float, str, bytes, bool, None, type(None)) else "digits"]
     return max(inner, key=_RANK.index, default="never")
+
+
+def _plain_integers(types: tuple[type, ...]) -> list[Callable[[list[Any]], list[int]]]:
+    """Readers of the integer fields, where looking at their values costs less than at the line's digits.
+
+    That is where all events are of one type and it holds integers in one or two plain `int` fields only.
+    """
+    if len(types) != 1:
+        return []
+    fields = msgspec.structs.fields(types[0])
+    holding = [f for f in fields if _integers_in(f.type) != "never"]
+    plain = all(f.type is int for f in holding)
+    return [column(f.name) for f in holding] if plain and len(holding) <= 2 else []
 
 
 # ---------------------------------------------------------------- depth

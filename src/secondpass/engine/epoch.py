@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -33,7 +32,7 @@ class Epoch:
     """Consecutive records to be run and committed together.
 
     `origin[i]` is the record index of `events[i]`; `refused` holds the records that are no events.
-    `times[i]` is the time of `events[i]`; `now` the stream's time before the epoch.
+    `times[i]` is the time of `events[i]`; `now` and `now_after` are the stream's time before and after the epoch.
     """
 
     number: int
@@ -44,17 +43,13 @@ class Epoch:
     times: list[float]
     refused: dict[int, Refused | DeadLetter]
     now: float
+    now_after: float
     offsets: list[Any]
     kinds: set[type]
     retry: Retry | None = None
     intake_time: float | None = None
     taken: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     _nows: list[float] | None = None
-
-    @functools.cached_property
-    def now_after(self) -> float:
-        """The stream's time after the epoch."""
-        return max(self.now, max(self.times, default=self.now))
 
     def nows(self) -> list[float]:
         """The stream's time at each record."""
@@ -83,6 +78,7 @@ class Epoch:
             times=self.times[:kept],
             refused={i: r for i, r in self.refused.items() if i < index},
             now=self.now,
+            now_after=max(self.now, max(self.times[:kept], default=self.now)),
             offsets=offsets,
             kinds=self.kinds,
             intake_time=self.intake_time,

@@ -17,7 +17,7 @@ import msgspec
 from secondpass.connectors.contract import Batch, Reader
 from secondpass.engine.epoch import Epoch
 from secondpass.errors import InputError
-from secondpass.event import LATEST_TIME_S, event_types, owned, time_reader, untyped
+from secondpass.event import LATEST_TIME_S, event_types, owned, time_reader, times_reader, untyped
 from secondpass.record import INTAKE, DeadLetter, Refused, refuse_time
 
 
@@ -103,6 +103,7 @@ class Intake:
         declared = [event_types(s.type) for s in sources]
         self._kinds: set[type] | None = {t for ts in declared for t in ts} if all(declared) else None
         self._readers: dict[type, Any] = {}
+        self._latest = -math.inf
         self._heads: list[float] = [float("-inf")] * len(self._feeds)
         self._places_before: list[Any] = []
         self._picked: list[int] = []
@@ -135,9 +136,9 @@ class Intake:
         events, origin = batch.events, batch.origin
         refused: dict[int, Refused | DeadLetter] = dict(batch.refused)
         times, intake_time = self._times(events)
-        # One pass finds whether anything is wrong at all; NaN and infinity do not survive a sum.
-        if times and not (math.isfinite(sum(times)) and max(times) <= LATEST_TIME_S):
+        if self._latest > LATEST_TIME_S:
             events, origin, times = self._refuse_times(events, origin, times, refused, first)
+            self._latest = max(times, default=-math.inf)
         return Epoch(
             number=number,
             first=first,
@@ -147,6 +148,7 @@ class Intake:
             times=times,
             refused=refused,
             now=now,
+            now_after=max(now, self._latest),
             offsets=[f.place() for f in self._feeds],
             kinds=self._kinds if self._kinds is not None else set(map(type, events)),
             intake_time=intake_time,
@@ -154,16 +156,22 @@ class Intake:
         )
 
     def _times(self, events: list[Any]) -> tuple[list[float], float | None]:
-        kinds = set(map(type, events))
+        """The time of each event, and the time of intake where some have none."""
+        kinds = self._kinds if self._kinds is not None and len(self._kinds) == 1 else set(map(type, events))
         if len(kinds) == 1:
             (kind,) = kinds
-            found: list[Any] = list(map(self._reader(kind), events))
+            found: list[Any] = times_reader(kind)(events)
         else:
             found = [self._reader(e.__class__)(e) for e in events]
-        if None not in found:
-            return found, None
-        at = time.time()
-        return [at if t is None else t for t in found], at
+        # Whatever is not a float shows in the sum; NaN and infinity do so too.
+        try:
+            self._latest = max(found, default=-math.inf) if math.isfinite(sum(found)) else math.inf
+        except TypeError:
+            at = time.time()
+            found = [at if t is None else t for t in found]
+            self._latest = max(found) if math.isfinite(sum(found)) else math.inf
+            return found, at
+        return found, None
 
     def _reader(self, kind: type) -> Any:
         if kind not in self._readers:

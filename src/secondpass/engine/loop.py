@@ -129,6 +129,7 @@ class Hub:
             times=[progress.now] * len(events),
             refused={},
             now=progress.now,
+            now_after=progress.now,
             offsets=progress.sources,
             kinds=set(map(type, events)),
             retry=retry,
@@ -213,7 +214,9 @@ class Hub:
             progress.commands = [*before.commands, name][-64:]
             if self._refusal is None:
                 status[command.letter] = "sent" if epoch.events else "dropped"
-            kind, reason = (command.kind, command.reason) if self._refusal is None else ("left out", self._refusal)
+            kind, reason = (
+                (command.kind, command.reason) if self._refusal is None else ("left out", self._refusal)
+            )
             history.append((kind, {"letter": command.letter, "command": name, "reason": reason}))
         if epoch.intake_time is not None:
             history.append(("intake", {"count": epoch.count, "time": epoch.intake_time}))
