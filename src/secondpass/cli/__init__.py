@@ -6,6 +6,8 @@
     text.py             numbers, sizes, tables: what is printed, plain and aligned
     shapes.py           what `--json` prints
     apps.py, places.py  finding the app, finding a store
+    reading.py          what a store holds, as plain data
+    watching.py         how far a run is: progress.py in lines, terminal.py as a bar
     <command>.py        one command, or one group of them
 
 Invariants: results go to standard output, everything else to standard error; what reads a store never

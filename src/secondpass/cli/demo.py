@@ -33,13 +33,11 @@ def demo(directory: Path, seed: int, hours: float, quiet: bool, as_json: bool) -
     Writes what the cameras report, what really happened, and the app into DIRECTORY (demo), runs the app
     there with a store, and compares. Running it again starts over; a changed app stays.
     """
-    from secondpass.cli.progress import Step, step_for
+    from secondpass.cli.watching import step_for
     from secondpass.demo import as_json as plain_report
     from secondpass.demo import render, run_demo
 
-    step: Step = step_for(
-        {"simulate": "simulating the motorway", "run": "running the app"}, quiet=quiet or as_json
-    )
+    step = step_for({"simulate": "simulating the motorway", "run": "running the app"}, quiet=quiet or as_json)
     with step:
         report = run_demo(directory, seed=seed, hours=hours, progress=step.told)
     if as_json:

@@ -12,8 +12,6 @@ most calls return at once.
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
 from collections import deque
 from types import TracebackType
@@ -103,20 +101,6 @@ class LogLines(Progress):
         self.write(", ".join(parts))
 
 
-def progress_for(name: str, *, quiet: bool, bar: bool = True) -> Progress:
-    """What suits where standard error goes; `bar=False` where other lines go to the same terminal."""
-    if quiet:
-        return Progress()
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return LogLines()
-    if not bar:
-        return Progress()
-    # Rich is imported for terminals only: it takes longer than many a run.
-    from secondpass.cli.terminal import Terminal
-
-    return Terminal(name)
-
-
 class _Writer(Protocol):
     def write(self, line: str) -> None: ...
 
@@ -180,12 +164,3 @@ class Step:
         if what != self._last and not self._silent:
             click.echo(f"{self._names.get(what, what)} ...", err=True)
         self._last = what
-
-
-def step_for(names: dict[str, str], *, quiet: bool) -> Step:
-    """What suits where standard error goes."""
-    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return Step(names, silent=quiet)
-    from secondpass.cli.terminal import StepBar
-
-    return StepBar(names)

@@ -18,9 +18,10 @@ from secondpass.cli.options import (
     limit_option,
     quiet_option,
 )
-from secondpass.cli.progress import logging_to, progress_for
+from secondpass.cli.progress import logging_to
 from secondpass.cli.run_report import code_of, report_of, say_hints, summary_lines
 from secondpass.cli.shapes import document
+from secondpass.cli.watching import progress_for
 from secondpass.errors import TaskFault
 
 

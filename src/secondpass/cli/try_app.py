@@ -15,9 +15,10 @@ from secondpass.cli.exits import DONE
 from secondpass.cli.group import HELP
 from secondpass.cli.letters import letter_of
 from secondpass.cli.options import app_argument, debug_option, json_option, limit_option, quiet_option
-from secondpass.cli.progress import Progress, logging_to, progress_for
+from secondpass.cli.progress import Progress, logging_to
 from secondpass.cli.run_report import code_of, counter_lines, headline, report_of, say_hints, task_table
 from secondpass.cli.shapes import Letter, RunReport, TryLine, line
+from secondpass.cli.watching import progress_for
 from secondpass.errors import SettingsError
 
 if TYPE_CHECKING:
