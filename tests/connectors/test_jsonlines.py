@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,9 @@ def shape(found: list[Any]) -> list[Any]:
         (b'{"a":1,"b":{}\n}\n{"a":2}{"a":3}\n', ["refused", "refused", "refused"]),
         (b'{"a":1,"b":"}\n{"}{"a":2}\n', ["refused", "refused"]),
         (b'{"a":1}\r{"a":2}\n', ["refused"]),
+        (b'{"a":1,"b":"}",\n"{":2}\n{"a":3} ""\n', ["refused"] * 3),
+        (b'{"a":1}\n"', [1, "refused"]),
+        (b'"{}"\n{"a":2}\n', ["refused", 2]),
         (b'{"a":1}\n\x00\n{"a":2}\n', [1, "refused", 2]),
         (b'{"a":1,"b":"\x00"}\n', ["refused"]),
         (b'{"a":1,"b":"\xff"}\n{"a":2}\n', ["refused", 2]),
@@ -146,6 +149,26 @@ def test_untyped_events_are_read_only_all_the_way_down(tmp_path: Path) -> None:
         flat["a"] = 2
 
 
+def test_one_line_is_one_event_without_a_type_too(tmp_path: Path) -> None:
+    path = file(tmp_path, b'{"a":1,"x":"}",\n"{":2}\n{"c":3} ""\n')
+    assert shape(records(JsonLines(path))) == ["refused"] * 3
+    path = file(tmp_path, b'{"a":1}\n"{}"\n""\n[]\n')
+    assert shape(records(JsonLines(path))) == [{"a": 1}, "refused", "refused", "refused"]
+
+
+def test_an_event_that_is_an_array_is_one_line_too(tmp_path: Path) -> None:
+    class Listed(Event, array_like=True):
+        a: int
+        by: Mapping[str, int]
+
+    path = file(tmp_path, b'[1,{}]\n[2,{"}":1\n}]\n[3,{}] [4,{}]\n[5,{}]')
+    assert shape(records(JsonLines(path, Listed))) == [
+        Listed(a=1, by={}),
+        *["refused"] * 3,
+        Listed(a=5, by={}),
+    ]
+
+
 def test_a_union_of_tagged_types_makes_a_stream_of_several_kinds(tmp_path: Path) -> None:
     path = file(
         tmp_path, b'{"type":"Big","size":1}\n{"type":"Small","grams":2}\n{"type":"Other"}\n{"size":1}\n'
@@ -199,8 +222,6 @@ def test_long_digits_in_text_and_floats_are_no_integers(tmp_path: Path) -> None:
 
 
 def test_a_key_of_a_mapping_is_an_integer_of_64_bits_too(tmp_path: Path) -> None:
-    from collections.abc import Mapping
-
     class Counts(Event):
         by: Mapping[int, int]
 
