@@ -168,8 +168,8 @@ class Server:
         self._line.close()
         self._process.wait(10)
 
-    def start(self, directory: Path, arguments: list[str], env: dict[str, str]) -> Process:
-        request = {"cwd": str(directory), "arguments": arguments, "env": env}
+    def start(self, directory: Path, log: Path, arguments: list[str], env: dict[str, str]) -> Process:
+        request = {"cwd": str(directory), "log": str(log), "arguments": arguments, "env": env}
         self._line.sendall(json.dumps(request).encode() + b"\n")
         while True:
             message = self._message(60.0)
@@ -235,6 +235,7 @@ class Case:
         self.wants: dict[str, Command] = {}
         """By spool name: the commands that were left for the app."""
         self.epoch_records = 50
+        self.log_file = directory / "log.txt"
         self._states: dict[Any, Any] = {}
 
     @classmethod
@@ -261,9 +262,9 @@ class Case:
             file.write(b"".join(content))
 
     def start(self, *options: str, command: str = "run", **env: str) -> Process:
-        """Start a command; its output goes to `log.txt`."""
+        """Start a command; its output goes to `log_file`."""
         epochs = {"SECONDPASS_EPOCH_RECORDS": str(self.epoch_records)}
-        return self.server.start(self.directory, [command, NAME, *options], {**epochs, **env})
+        return self.server.start(self.directory, self.log_file, [command, NAME, *options], {**epochs, **env})
 
     def run(self, *options: str, expect: int | None = 0, **env: str) -> int:
         """Run to the end; the exit code must be the expected one."""
@@ -285,8 +286,7 @@ class Case:
 
     def log(self) -> str:
         """What all processes of this case printed."""
-        path = self.directory / "log.txt"
-        return path.read_text(errors="replace")[-4000:] if path.exists() else ""
+        return self.log_file.read_text(errors="replace")[-4000:] if self.log_file.exists() else ""
 
     def count(self, **env: str) -> dict[str, int]:
         """Run to the end and count how often each point is passed."""
