@@ -142,6 +142,13 @@ def is_class(found: Any) -> TypeGuard[type[Any]]:
     return isinstance(found, type)
 
 
+def plain(tp: Any) -> Any:
+    """The type that a `NewType` stands for; any other as it is."""
+    while hasattr(tp, "__supertype__"):
+        tp = tp.__supertype__
+    return tp
+
+
 def is_struct(tp: Any) -> TypeIs[type[msgspec.Struct]]:
     """Whether this is a msgspec Struct class: an event, or a part of one."""
     return isinstance(tp, type) and issubclass(tp, msgspec.Struct)
@@ -149,6 +156,7 @@ def is_struct(tp: Any) -> TypeIs[type[msgspec.Struct]]:
 
 def mutable_part(tp: Any, _seen: frozenset[Any] = frozenset()) -> tuple[Any, str] | None:
     """The first mutable type inside `tp` with the advice what to write instead; None when there is none."""
+    tp = plain(tp)
     if tp is Any or tp in SCALARS or tp in _OTHER_IMMUTABLES or tp is None or tp in _seen:
         return None
     origin, args = typing.get_origin(tp), typing.get_args(tp)
@@ -253,6 +261,7 @@ def _encodes(text: str) -> bool:
 
 def _quick_types(tp: Any) -> frozenset[type] | None:
     """The Python types a scalar (or a union of scalars) may have; None for everything else."""
+    tp = plain(tp)
     if tp in SCALARS or tp is None:
         return frozenset({type(None) if tp is None else tp})
     if typing.get_origin(tp) in (typing.Union, types.UnionType):
@@ -385,6 +394,7 @@ def _cached(tp: Any) -> Codec:
 
 def codec_for(tp: Any) -> Codec:
     """The codec of a type, made once."""
+    tp = plain(tp)
     try:
         return _cached(tp)
     except TypeError as error:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overloa
 
 import msgspec
 
-from secondpass.codec import Codec, codec_for, is_struct, ordered, pack
+from secondpass.codec import Codec, codec_for, is_struct, ordered, pack, plain
 from secondpass.errors import DefinitionError, TaskFault
 from secondpass.event import UntypedEvent, event_types, owned
 
@@ -87,8 +87,8 @@ class TableSpec:
         self.key: Codec = codec_for(key)
         self.value: Codec = codec_for(value)
         self.ttl_s = ttl_s
-        _refuse_key_type(self.key.name, key)
-        self.float_keys = _holds_float(key)
+        _refuse_key_type(self.key.name, self.key.type)
+        self.float_keys = _holds_float(self.key.type)
         self._factory: Callable[[], Any] | None = factory
         self._default = default
         if default is not MISSING and factory is not None:
@@ -185,6 +185,7 @@ def _refuse_key_type(name: str, tp: Any, seen: frozenset[Any] = frozenset()) -> 
 
 def _key_parts(tp: Any) -> list[Any]:
     """The types that a key of this type consists of."""
+    tp = plain(tp)
     if is_struct(tp) or hasattr(tp, "_make"):  # a named tuple
         return list(typing.get_type_hints(tp).values())
     if typing.get_origin(tp) is typing.Literal:
@@ -193,7 +194,9 @@ def _key_parts(tp: Any) -> list[Any]:
 
 
 def _holds_float(tp: Any, seen: frozenset[Any] = frozenset()) -> bool:
-    return tp is float or (tp not in seen and any(_holds_float(p, seen | {tp}) for p in _key_parts(tp)))
+    return plain(tp) is float or (
+        tp not in seen and any(_holds_float(p, seen | {tp}) for p in _key_parts(tp))
+    )
 
 
 def has_odd_float(key: Any) -> bool:

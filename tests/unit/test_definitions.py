@@ -7,7 +7,7 @@ import copy
 import datetime
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, NewType
 
 import msgspec
 import numpy as np
@@ -512,3 +512,57 @@ def test_a_table_in_an_untyped_event_is_the_mapping_that_it_is(agree: Any, kind:
     last = {"a": 2, "b": 1, "c": 1}
     assert found.streams["pages"][-1] == {"counts": last}
     assert found.streams["main"][-1] == (last if kind == 0 else {"deep": {"counts": last}})
+
+
+@pytest.mark.parametrize("tp", [str, bool, datetime.date, tuple[float, float], str | None])
+def test_a_time_that_is_no_time_is_refused_before_anything_runs(tp: Any) -> None:
+    odd = type(Event)("Odd", (Event,), {"__annotations__": {"time": tp}, "__module__": __name__})
+    event = (
+        msgspec.convert({"time": {bool: True, datetime.date: "2026-01-01"}.get(tp, "1")}, odd)
+        if tp != tuple[float, float]
+        else odd((1.0, 2.0))
+    )
+    with pytest.raises(
+        DefinitionError,
+        match=r"Odd\.time is a .*: an event's time is seconds \(a float\) or an aware datetime",
+    ):
+        App("odd", source=[event]).run(store=None)
+
+
+Seconds = NewType("Seconds", float)
+
+
+@pytest.mark.parametrize(
+    "tp", [float, int, Seconds, float | None, Annotated[float, msgspec.Meta(ge=0)], datetime.datetime | float]
+)
+def test_a_time_is_seconds_or_a_datetime_under_any_name(tp: Any) -> None:
+    event = type(Event)("Good", (Event,), {"__annotations__": {"time": tp}, "__module__": __name__})(time=5)
+    now: list[float] = []
+
+    class Now(Task):
+        def handle(self, event):
+            now.append(self.now)
+
+    App("good", source=[event], tasks=[Now()]).run(store=None)
+    assert set(now) == {5.0}
+
+
+Camera = NewType("Camera", int)
+
+
+class ByCamera(Task[Seen]):
+    last = table(Camera, Seconds)
+    pairs = table(tuple[Camera, str], list[Seconds], factory=list)
+
+    def handle(self, event):
+        self.last[Camera(event.cid)] = Seconds(event.time)
+        self.pairs[Camera(event.cid), "a"].append(Seconds(event.time))
+        return event
+
+
+def test_a_new_type_is_the_type_that_it_stands_for(agree: Any) -> None:
+    assert table(Camera, Seconds).value.scalar  # type: ignore[attr-defined]
+    found = agree([ByCamera()], [Seen(cid=1, time=1.0), Seen(cid=2, time=2.0)]).state["ByCamera"]
+    assert found == {"last": {1: 1.0, 2: 2.0}, "pairs": {(1, "a"): [1.0], (2, "a"): [2.0]}}
+    with pytest.raises(DefinitionError, match="1 is an int"):
+        table(Camera, Seconds, default=1)
