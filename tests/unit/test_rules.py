@@ -21,7 +21,7 @@ import pytest
 from engine_runs import Scripted, in_memory, in_store, meant, steady, stored
 
 from secondpass import Event, Task, UntypedEvent, output, table, value
-from secondpass.errors import InputError, TaskFault
+from secondpass.errors import InputError, TaskFault, TaskStopped
 from secondpass.event import untyped
 from secondpass.record import Refused, Retry
 from secondpass.store.spool import Command, Spool
@@ -883,6 +883,66 @@ def test_rule_9_a_fault_inside_a_merged_epoch_leaves_every_source_at_its_place(f
         assert left.streams["main"] == log
         assert left.state["Faulty"]["total"] == 20
         folder = folder / "again"
+
+
+class Arriving(Scripted):
+    """A followed source that gives a few records at a time and is never at its end."""
+
+    following = True
+
+    def open(self, offset, *, follow=False, accept=False):
+        reader = super().open(offset)
+        read = reader.read
+        reader.read = lambda limit: (
+            read(min(limit, 3)) or engine_runs.Batch([], {"count": len(self.records)}, count=0)
+        )
+        return reader
+
+
+class StopAt(Task[Seen]):
+    at: float = -1.0
+
+    def handle(self, event):
+        if event.time == self.at:
+            raise ValueError("here")
+        return event
+
+
+def test_rule_9_what_live_sources_gave_is_recorded_in_its_order_also_where_an_epoch_is_cut(folder) -> None:
+    first, second = seen(*range(0, 40, 2), cid=1), seen(*range(1, 40, 2), cid=2)
+
+    def run(at: float) -> None:
+        sources = [Arriving(first, "a"), Arriving(second, "b")]
+        app = engine_runs.App("live", sources=sources, tasks=[StopAt(at=at).options(on_error="stop")])
+
+        def stop_when_done(hub: Any) -> None:
+            hub.stopping = hub.store.progress.position == 40
+
+        app.run(
+            store=folder / "store",
+            on_start=lambda hub: setattr(hub, "pacer", steady(5)),
+            on_epoch=stop_when_done,
+        )
+
+    for at in (6.0, 16.0, 26.0):
+        with pytest.raises(TaskStopped):
+            run(at)
+    run(-1.0)
+    left = stored([StopAt()], folder / "store")
+    store = engine_runs.Store.open_to_read(folder / "store")
+    log, rest = [], [list(first), list(second)]
+    for position, kind, taken in store.history():
+        if kind == "taken":
+            assert position == len(log)
+            for source, count in taken:
+                log += rest[source][:count]
+                del rest[source][:count]
+    store.close()
+    assert rest == [[], []]
+    assert left.streams["main"] == log
+    # Both have all there is from the beginning, and neither keeps out the other.
+    assert {event.cid for event in log[:5]} == {1, 2}
+    assert 5 <= sum(event.cid == 1 for event in log[:20]) <= 15
 
 
 # ---------------------------------------------------------------- 10. a retry enters at the task that failed

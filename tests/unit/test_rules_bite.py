@@ -232,6 +232,11 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
         changed(loop_module.Hub, "_stop", "self.intake.places_at(cut.index)", "epoch.offsets"),
     ),
     (
+        "9: what live sources gave is forgotten where an epoch is cut",
+        rules.test_rule_9_what_live_sources_gave_is_recorded_in_its_order_also_where_an_epoch_is_cut,
+        replaced(epoch, "_first", lambda taken, count: []),
+    ),
+    (
         "10: a retry runs through the whole chain",
         lambda folder: rules.test_rule_10_a_retry_enters_at_the_task_that_failed_and_time_does_not_move(
             folder

@@ -123,7 +123,7 @@ class Intake:
                 return None
             feed.before = batch.offset
         elif self.following:
-            batch = self._by_arrival(limit, taken)
+            batch = self._by_arrival(limit, taken, number)
         else:
             batch = self._merged(limit)
         if batch is None:
@@ -238,13 +238,20 @@ class Intake:
         at = self._reader(record.__class__)(record)
         return at if at is not None and refuse_time(at) is None else self._heads[index]
 
-    def _by_arrival(self, limit: int, taken: list[tuple[int, int]]) -> Batch | None:
-        """Whatever each source has now, in order of the sources; what was taken is recorded."""
+    def _by_arrival(self, limit: int, taken: list[tuple[int, int]], number: int) -> Batch | None:
+        """Whatever each source has now; what was taken is recorded.
+
+        Each has its share, and the first turn goes round, so that a flooding source keeps out no other.
+        """
         picked: list[Any] = []
         self._picked = []
-        for i, feed in enumerate(self._feeds):
+        feeds = len(self._feeds)
+        share = -(-limit // feeds)
+        for turn in range(feeds):
+            i = (number + turn) % feeds
+            feed = self._feeds[i]
             before = len(picked)
-            while len(picked) < limit and feed.refill(limit):
+            while len(picked) < min(limit, before + share) and feed.refill(limit):
                 picked.append(feed.head())
                 feed.advance()
             if len(picked) > before:
