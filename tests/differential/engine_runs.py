@@ -355,8 +355,11 @@ def difference(want: Left, got: Left, *, stops: bool = True) -> str | None:
 
 
 def exactly(a: Any, b: Any) -> bool:
-    """Equal in value, type and encoding: `same` takes 0.0 and -0.0 for one."""
-    return codec.same(a, b) and codec.pack(a) == codec.pack(b)
+    """Equal in value, type and encoding: `same` takes 0.0 and -0.0 for one. The order of a set is no part of it."""
+    return codec.same(a, b) and _encode(a) == _encode(b)
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=codec.encode_hook, order="deterministic").encode
 
 
 def _lists(what: str, want: list[Any], got: list[Any]) -> str | None:
