@@ -43,6 +43,7 @@ SOURCE = HERE.parent.parent / "src" / "secondpass"
 NAME = "crash_app.py"
 STREAMS = {"main": "out.jsonl", "pages": "pages.jsonl"}
 TASKS = crash_app.app.tasks
+MALFORMED = "malformed"
 
 
 # ---------------------------------------------------------------- inputs
@@ -277,10 +278,10 @@ class Case:
         self.wants[Spool(self.store).put(command)] = command
 
     def letters(self) -> list[tuple[int, str]]:
-        """The dead letters as (number, task)."""
+        """The dead letters as (number, task); the task is `malformed` where there is no event."""
         store = Store.open_to_read(self.store)
         try:
-            return [(number, letter.task) for number, _, letter in store.letters()]
+            return [(n, letter.task if letter.event else MALFORMED) for n, _, letter in store.letters()]
         finally:
             store.close()
 

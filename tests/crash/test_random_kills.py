@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import STREAMS, Case, Mismatch, Process, Server, Standing, lines, until
+from harness import MALFORMED, STREAMS, Case, Mismatch, Process, Server, Standing, lines, until
 
 from secondpass.store.database import Store
 from secondpass.store.spool import Command
@@ -68,7 +68,11 @@ def ask_something(case: Case, rng: random.Random, drawn: Drawn) -> None:
         return
     drawn.commands -= 1
     number, task = rng.choice(found)
-    event = rng.choice(({"value": 50.0}, None)) if task else {"n": 1, "cid": 2, "time": 3.0, "value": 4.0}
+    event = (
+        rng.choice(({"value": 50.0}, None))
+        if task != MALFORMED
+        else {"n": 1, "cid": 2, "time": 3.0, "value": 4.0}
+    )
     case.ask(rng.choice((Command("retry", number, event), Command("drop", number))))
 
 

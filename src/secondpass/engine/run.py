@@ -135,10 +135,25 @@ def _throw_away_output(store: Path, stream: str, sink: Any) -> None:
     if discard is None:
         return
     with _reading(store) as old:
-        state = old.progress.sinks.get(stream) if old is not None else None
+        state = None if old is None else _all_delivered(old, stream, sink)
     if state is not None:
         discard(state)
     failpoint("fresh.output.after")
+
+
+def _all_delivered(old: Store, stream: str, sink: Any) -> Any:
+    """A sink's state once it holds all that the store has for it.
+
+    What was delivered just before a crash lies beyond the last state that was recorded, and is ours too.
+    """
+    outbox = Outbox({stream: as_sink(sink)})
+    try:
+        outbox.recover(old, accept=False)
+        return outbox.sync()[stream]
+    except SecondpassError:
+        return old.progress.sinks.get(stream)  # somebody changed it, or it cannot be written: `discard` says so
+    finally:
+        outbox.close()
 
 
 class _reading:  # noqa: N801  # reads as a phrase: `with _reading(store) as old:`
