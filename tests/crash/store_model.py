@@ -67,8 +67,8 @@ class State:
 
     def _same_rows(self, store: Store, stream: str) -> bool:
         kept_from = store.progress.kept_from.get(stream, 0)
-        if stream in self.sinks and kept_from > self.sinks[stream]["number"]:
-            return False  # an output is gone that its sink may not hold
+        if kept_from > self.sinks.get(stream, {"number": 0})["number"]:
+            return False  # an output is gone that no sink holds for certain
         rows = [r for r in self.rows.get(stream, ()) if r.first >= kept_from]
         return list(map(_parts, store.outputs(stream, after=kept_from))) == list(map(_parts, rows))
 

@@ -44,6 +44,7 @@ from secondpass.store.format import (
     encode_delta,
     encode_progress,
     squeeze,
+    stamp,
     table_delta,
 )
 from secondpass.store.lock import StoreLock
@@ -140,9 +141,9 @@ class Store(StoreReader):
     def _create(self) -> None:
         self._db.execute(SCHEMA)
         self._db.pragma("user_version", FORMAT)
-        self._put_meta("store", {"format": FORMAT, "created": time.time()})
+        self._put_meta("store", {"created": time.time()})
         body = encode_progress(self.progress)
-        self._db.execute("INSERT INTO progress VALUES (0, 0, ?, ?)", (body, crc(body, 0, 0)))
+        self._db.execute("INSERT INTO progress VALUES (0, ?, 0, ?, ?)", (stamp(0), body, crc(body, 0, 0)))
 
     def close(self, *, checkpoint: bool = True) -> None:
         """Let the store go."""
@@ -180,8 +181,8 @@ class Store(StoreReader):
         turn = self._turn + 1
         body = encode_progress(self.progress)
         self._db.execute(
-            "UPDATE progress SET turn = ?, epoch = ?, body = ?, crc = ? WHERE turn = ?",
-            (turn, epoch, body, crc(body, turn, epoch), self._turn),
+            "UPDATE progress SET turn = ?, stamp = ?, epoch = ?, body = ?, crc = ? WHERE turn = ?",
+            (turn, stamp(turn), epoch, body, crc(body, turn, epoch), self._turn),
         )
         if self._db.changes() != 1:
             raise StoreError(
@@ -320,16 +321,13 @@ class Store(StoreReader):
     def _prune(self) -> None:
         """Forget outputs that their sink holds for certain, but for the last ones; a few with each commit."""
         progress = self.progress
-        for stream, total in progress.totals.items():
-            enough = total - KEEP_OUTPUT_BYTES
-            if enough <= 0:
+        for stream, state in progress.sinks.items():
+            enough = progress.totals.get(stream, 0) - KEEP_OUTPUT_BYTES
+            if enough <= 0 or not state:
                 continue
-            # Where there is no sink, nobody waits for them.
-            state = progress.sinks.get(stream, {"number": progress.numbers[stream]})
-            held = state["number"] if state else 0
             for _ in range(_PRUNED_AT_ONCE):
                 oldest = self._oldest_output(stream)
-                if oldest is None or oldest[0] > held or oldest[1] > enough:
+                if oldest is None or oldest[0] > state["number"] or oldest[1] > enough:
                     break
                 self._db.execute("DELETE FROM outputs WHERE stream = ? AND first < ?", (stream, oldest[0]))
                 del self._oldest[stream]

@@ -1,7 +1,7 @@
 """What the store's bytes look like. Every row carries a checksum; every format is versioned by `FORMAT`.
 
     progress        turn -> body              one row: everything that changes with each epoch
-    meta            name -> body              "store": format; "app"; "chain": the tasks; "tables": their numbers
+    meta            name -> body              "store", "app", "chain": the tasks, "tables": their numbers
     cells           (table, key) -> entry     the state up to the epoch `folded`
     deltas          epoch -> body             what each epoch since then changed
     outputs         (stream, first) -> body   numbered outputs, as committed
@@ -35,7 +35,8 @@ PROGRESS_PAGE = 2
 """The first table made has the second page, and keeps it: `wal.py` relies on that."""
 
 SCHEMA = """
-CREATE TABLE progress (turn INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE progress (turn INTEGER PRIMARY KEY, stamp BLOB NOT NULL, epoch INTEGER NOT NULL,
+    body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, body BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE cells (tbl INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (tbl, key))
     WITHOUT ROWID;
@@ -134,6 +135,14 @@ def check(where: str, stored: int, body: bytes, *about: int | str | bytes) -> No
     """Raise `StoreDamaged` unless the checksum of a row fits; this check survives `python -O`."""
     if crc(body, *about) != stored:
         raise damaged(f"{where} does not match its checksum")
+
+
+STAMP_SIZE = 4
+
+
+def stamp(turn: int) -> bytes:
+    """The checksum of a turn alone; the first column after it, where `wal.py` finds it on a torn page."""
+    return zlib.crc32(b"turn %d" % turn).to_bytes(STAMP_SIZE, "big")
 
 
 def damaged(what: str) -> StoreDamaged:

@@ -28,6 +28,7 @@ from secondpass.store.format import (
     stretch,
     sum_of_cells,
 )
+from secondpass.store.upgrade import UPGRADES
 from secondpass.store.wal import turn_beyond
 
 Name = tuple[str, str]
@@ -125,21 +126,32 @@ class StoreReader:
             )
 
     def _is_new(self) -> bool:
-        """Whether nothing was ever committed; raises `StoreVersion` for what we cannot read."""
+        """Whether nothing was ever committed; raises `StoreVersion` for a newer format."""
         with reading(self.directory):
-            version: int = self._db.pragma("user_version")
-            if version > FORMAT:
+            if not list(self._db.execute("SELECT 1 FROM sqlite_schema")):
+                return True
+            found = self._format()
+            if found > FORMAT:
                 raise StoreVersion(
-                    f"the store {self.directory} has format {version}, this secondpass reads up to {FORMAT}; "
+                    f"the store {self.directory} has format {found}, this secondpass reads up to {FORMAT}; "
                     f"install a newer secondpass"
                 )
-            return version == 0 and not list(self._db.execute("SELECT 1 FROM sqlite_schema"))
+            if found != FORMAT and found not in UPGRADES:
+                raise damaged(f"it has the format {found}, which never was")
+            return False
+
+    def _format(self) -> int:
+        return self._db.pragma("user_version")
 
     def _read_progress(self) -> None:
         """What changes with each turn, and what describes the store."""
         if self._is_new():
             self._refuse(self._turn_beyond())
             raise StoreError(f"the store in {self.directory} is empty; `secondpass run APP` fills it")
+        if self._format() != FORMAT:
+            raise StoreVersion(
+                f"the store {self.directory} has the older format {self._format()}; `secondpass run APP` upgrades it"
+            )
         with reading(self.directory):
             rows = list(self._db.execute("SELECT turn, epoch, body, crc FROM progress"))
             if len(rows) != 1:
@@ -155,8 +167,6 @@ class StoreReader:
                 total += stored
             if total != progress.meta:
                 raise damaged("entries that describe it are missing")
-            if unpack(meta["store"])["format"] != self._db.pragma("user_version"):
-                raise damaged("it does not know its format")
         self._turn, self._epoch, self.progress, self._meta = turn, epoch, progress, meta
 
     @property
