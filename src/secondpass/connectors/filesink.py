@@ -145,6 +145,8 @@ class FileSink(ABC):
             return
         body = self.encode(delivery, events, done)
         there = self._already_there(body)
+        if there:
+            self._write_again(body[:there])
         if there < len(body):
             self._append(body[there:])
         self._at += len(body)
@@ -274,6 +276,26 @@ class FileSink(ABC):
                     f"someone else wrote to it. Cut it off after byte {self._at}; or, {ACCEPT}"
                 )
         return there
+
+    def _write_again(self, data: bytes) -> None:
+        """Write what the file shows already, since it may be in memory only.
+
+        After a failed sync the system takes its pages for written: a later sync says yes and writes nothing.
+        """
+        try:
+            # A descriptor of its own: one that appends (O_APPEND) writes at the end whatever the offset.
+            descriptor = os.open(self._target, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                found = os.fstat(descriptor)
+                if (found.st_dev, found.st_ino) != self._identity:
+                    return  # it was replaced a moment ago: what is to be appended next says so
+                done = 0
+                while done < len(data):
+                    done += os.pwrite(descriptor, data[done:], self._at + done)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
 
     def _append(self, data: bytes) -> None:
         self._check_untouched()
