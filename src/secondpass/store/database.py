@@ -149,9 +149,12 @@ class Store(StoreReader):
         """Let the store go."""
         failpoint("close.before")
         try:
-            if checkpoint and self._alone and not self._failed:
-                keep_wal(self._db, keep=False)
-            self._db.close(True)
+            # A checkpoint that fails here changes nothing: all that was acknowledged is in the WAL.
+            with contextlib.suppress(apsw.Error):
+                if checkpoint and self._alone and not self._failed:
+                    keep_wal(self._db, keep=False)
+            with contextlib.suppress(apsw.Error):
+                self._db.close(True)
         finally:
             if self._lock is not None:
                 self._lock.release()
