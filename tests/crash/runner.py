@@ -8,6 +8,7 @@ What the environment asks for:
     SECONDPASS_KILL_AT      the named points of `failpoints`, and those of the system calls below
     SECONDPASS_TEST_FAIL    `point:pass:ERROR[+]`: the system call fails with that error (+: and all later)
     SECONDPASS_TEST_STOP    `point:pass`: the process is stopped there (SIGSTOP), as if it hung
+    SECONDPASS_TEST_TRACE   a file for the writes to sinks, as lines of `name offset length`
     SECONDPASS_TEST_COUNT   a file for the number of passes through each point, written at the end
     SECONDPASS_TEST_MUTATE  a named mistake, to see that the tests would notice it
     SECONDPASS_TEST_LIMIT   RLIMIT_FSIZE in bytes
@@ -41,8 +42,8 @@ from secondpass.engine import outbox, pacer
 from secondpass.failpoints import failpoint
 from secondpass.store import database, fold
 
-FAIL, STOP, COUNT, MUTATE, LIMIT = (
-    f"SECONDPASS_TEST_{name}" for name in ("FAIL", "STOP", "COUNT", "MUTATE", "LIMIT")
+FAIL, STOP, TRACE, COUNT, MUTATE, LIMIT = (
+    f"SECONDPASS_TEST_{name}" for name in ("FAIL", "STOP", "TRACE", "COUNT", "MUTATE", "LIMIT")
 )
 
 
@@ -150,10 +151,18 @@ def _wrap_os() -> None:
         failpoint(f"{point}.after")
         return done
 
+    def trace(descriptor: int, offset: int, data: Any) -> None:
+        if os.environ.get(TRACE) and _kind_of(descriptor) == "sink":
+            name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+            with Path(os.environ[TRACE]).open("a") as file:
+                file.write(f"{name} {offset} {len(data)}\n")
+
     def shim_write(descriptor: int, data: Any) -> int:
+        trace(descriptor, os.fstat(descriptor).st_size, data)
         return in_halves(descriptor, data, lambda part, _: write(descriptor, part))
 
     def shim_pwrite(descriptor: int, data: Any, offset: int) -> int:
+        trace(descriptor, offset, data)
         return in_halves(descriptor, data, lambda part, done: pwrite(descriptor, part, offset + done))
 
     def shim_sync(descriptor: int) -> None:
@@ -254,7 +263,11 @@ def run(arguments: list[str]) -> int:
     fold.CELLS_MIN, fold.SLICE = 400, 60
     database.KEEP_OUTPUT_BYTES = 8 * 1024
     outbox.SYNC_EVERY_S, outbox.SYNC_EVERY_BYTES = 3600.0, 20_000  # by bytes: the same in every run
-    if counts or any("sys." in os.environ.get(name, "") for name in (failpoints.VARIABLE, FAIL, STOP)):
+    if (
+        counts
+        or os.environ.get(TRACE)
+        or any("sys." in os.environ.get(name, "") for name in (failpoints.VARIABLE, FAIL, STOP))
+    ):
         vfs = ShimVFS()
         assert vfs is not None
         _wrap_os()

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Case, lines, real_command
+from harness import STREAMS, Case, lines, real_command
+
+from secondpass.store.database import Store
 
 OUTPUT, STORE = 5, 6
 
@@ -56,6 +58,29 @@ def test_a_failing_call_stops_the_run_with_a_message_and_it_goes_on_later(
         assert "space" in said, said
     case.check_after_kill()
     goes_on(case)
+
+
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_outputs_whose_sync_failed_are_written_again_before_they_are_vouched_for(
+    case: Case, number: int
+) -> None:
+    # After a failed sync the pages count as written, and the next sync proves nothing about them.
+    assert case.run(expect=None, SECONDPASS_TEST_FAIL=f"sys.sink.sync:{number}:EIO") == OUTPUT
+    store = Store.open_to_read(case.store)
+    states = store.progress.sinks
+    vouched = {name: states[stream]["size"] if stream in states else 0 for stream, name in STREAMS.items()}
+    store.close()
+    unsure = {
+        name: set(range(vouched[name], (case.directory / name).stat().st_size)) for name in STREAMS.values()
+    }
+    assert any(unsure.values())
+    trace = case.directory / "trace.txt"
+    case.run(SECONDPASS_TEST_TRACE=str(trace))
+    for line in trace.read_text().splitlines():
+        name, offset, length = line.split()
+        unsure[name] -= set(range(int(offset), int(offset) + int(length)))
+    assert not any(unsure.values()), "some bytes may exist in memory only, and the store vouches for them"
+    case.check()
 
 
 def test_a_disk_that_fails_again_and_again_is_survived_each_time(case: Case, rng: random.Random) -> None:
