@@ -51,7 +51,7 @@ MISSING: Any = _Missing()
 class Moment:
     """The place in the stream at which a task is called; what `self.now` and its kin read."""
 
-    __slots__ = ("counts", "emitted", "logged", "now", "path", "position")
+    __slots__ = ("counts", "drawing", "emitted", "logged", "now", "path", "position")
 
     def __init__(self) -> None:
         self.now: float = float("-inf")
@@ -60,6 +60,7 @@ class Moment:
         self.counts: dict[str, int] = {}
         self.emitted: list[tuple[str, Any]] = []
         self.logged: list[Any] = []
+        self.drawing: tuple[str, Any] | None = None  # the call's random generator, with its seed
 
     def emit(self, output: str, event: Any) -> None:
         self.emitted.append((output, event))
@@ -72,7 +73,7 @@ class Moment:
 
     def begin(self) -> None:
         """Forget what the last call put out."""
-        self.counts, self.emitted, self.logged = {}, [], []
+        self.counts, self.emitted, self.logged, self.drawing = {}, [], [], None
 
 
 # ---------------------------------------------------------------- declarations

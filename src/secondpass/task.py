@@ -173,11 +173,13 @@ class Task(Generic[E]):
     @property
     def random(self) -> Random:
         """A random generator that gives the same numbers whenever this event is handled again."""
-        moment = self._moment
-        branch = ".".join(map(str, moment.path))
         from random import Random  # seldom needed, and half a millisecond of everybody's start
 
-        return Random(f"{self._options.name}|{moment.position}|{branch}")
+        moment = self._moment
+        seed = f"{self._options.name}|{moment.position}|{'.'.join(map(str, moment.path))}"
+        if moment.drawing is None or moment.drawing[0] != seed:
+            moment.drawing = (seed, Random(seed))
+        return moment.drawing[1]
 
     @property
     def log(self) -> Logger:

@@ -138,7 +138,12 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
     (
         "4: counters of undone calls count",
         lambda agree: rules.test_rule_4_an_error_undoes_its_call_and_nothing_else(agree, (2.0, 3.0)),
-        changed(state.Moment, "begin", "self.counts, self.emitted, self.logged = {}, [], []", "pass"),
+        changed(
+            state.Moment,
+            "begin",
+            "self.counts, self.emitted, self.logged, self.drawing = {}, [], [], None",
+            "pass",
+        ),
     ),
     (
         "4: a streak ends with its epoch",

@@ -28,8 +28,8 @@ FINGERPRINT_BYTES = 4096
 """How much of a file's head, and of what was read last, is remembered and compared."""
 
 WAYS_OUT = (
-    "restore the file as it was; or, if it was only moved or copied, `secondpass run APP --accept-input`; "
-    "or start over with `secondpass run APP --fresh`"
+    "restore the file as it was; or start over with `secondpass run APP --fresh`. (A file that was only moved or "
+    "copied goes on with --accept-input; one whose content differs never does)"
 )
 
 

@@ -240,6 +240,7 @@ class Hub:
         summary.position = self.store.progress.position
         summary.dead_letters += len(outcome.letters)
         summary.outputs_total = dict(self.store.progress.numbers)
+        summary.tasks_total = self._tallies
         for stream, (events, _) in outcome.streams.items():
             summary.outputs[stream] = summary.outputs.get(stream, 0) + len(events)
         for stage in self.chain.stages:

@@ -151,7 +151,9 @@ def _all_delivered(old: Store, stream: str, sink: Any) -> Any:
         outbox.recover(old, accept=False)
         return outbox.sync()[stream]
     except SecondpassError:
-        return old.progress.sinks.get(stream)  # somebody changed it, or it cannot be written: `discard` says so
+        return old.progress.sinks.get(
+            stream
+        )  # somebody changed it, or it cannot be written: `discard` says so
     finally:
         outbox.close()
 

@@ -55,16 +55,17 @@ class FastMoment:
     nothing.
     """
 
-    __slots__ = ("_epoch", "_events", "_total", "_where", "counts", "emitted", "logged")
+    __slots__ = ("_epoch", "_events", "_total", "_where", "counts", "drawing", "emitted", "logged")
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.emitted: list[tuple[str, Any, int]] = []
         self.logged: list[Any] = []
+        self.drawing: tuple[str, Any] | None = None
 
     def begin(self, epoch: Epoch, events: Any, total: int, where: Any) -> None:
         self._epoch, self._events, self._total, self._where = epoch, events, total, where
-        self.counts, self.emitted, self.logged = {}, [], []
+        self.counts, self.emitted, self.logged, self.drawing = {}, [], [], None
 
     def index(self) -> int:
         """The index of the running event."""

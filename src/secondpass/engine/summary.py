@@ -12,7 +12,7 @@ from secondpass.reference import Tally
 class Summary:
     """What one run of an app did; `App.run` returns it.
 
-    Counts are of this run, `position` and `outputs_total` of the store's whole life. Seconds are wall time.
+    Counts are of this run; `position`, `tasks_total` and `outputs_total` of the store's whole life. Seconds are wall time.
     """
 
     app: str
@@ -26,6 +26,7 @@ class Summary:
     outputs_total: dict[str, int] = field(default_factory=dict[str, int])
     dead_letters: int = 0
     tasks: dict[str, Tally] = field(default_factory=dict[str, Tally])
+    tasks_total: dict[str, Tally] = field(default_factory=dict[str, Tally])
     busy_s: dict[str, float] = field(default_factory=dict[str, float])
     signal: int | None = None
     """The signal that asked to stop, if one did."""
@@ -42,8 +43,9 @@ class Summary:
 
     @property
     def silent_tasks(self) -> list[str]:
-        """Tasks that dropped everything: perhaps their handle forgets to return the event."""
-        return [n for n, t in self.tasks.items() if t.events > 0 and t.passed == 0 and t.errors < t.events]
+        """Tasks that never passed anything in the store's life: perhaps their handle forgets to return the event."""
+        totals = self.tasks_total
+        return [n for n, t in totals.items() if n in self.tasks and t.dropped > 1 and t.passed == 0]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for `--json`."""
