@@ -58,12 +58,15 @@ def work(line: str) -> dict | None:
 def by_hand(directory: Path) -> None:
     with Manager() as manager:
         shared = manager.SuppressNeighbours()
-        with ProcessPoolExecutor(4, initializer=start, initargs=(shared,)) as pool:
-            with (directory / "events.jsonl").open() as source, (directory / "hand.jsonl").open("w") as sink:
-                for future in [pool.submit(work, line) for line in source]:
-                    kept = future.result()
-                    if kept is not None:
-                        sink.write(json.dumps(kept) + "\n")
+        with (
+            ProcessPoolExecutor(4, initializer=start, initargs=(shared,)) as pool,
+            (directory / "events.jsonl").open() as source,
+            (directory / "hand.jsonl").open("w") as sink,
+        ):
+            for future in [pool.submit(work, line) for line in source]:
+                kept = future.result()
+                if kept is not None:
+                    sink.write(json.dumps(kept) + "\n")
 
 
 if __name__ == "__main__":

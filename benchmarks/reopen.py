@@ -1,6 +1,6 @@
 """How long a store with a million cells takes from the start of the process to its first new output.
 
-    python benchmarks/reopen.py [--cells N] [--rounds N]
+python benchmarks/reopen.py [--cells N] [--rounds N]
 """
 
 from __future__ import annotations
@@ -58,11 +58,15 @@ def main() -> None:
             with (directory / "in.jsonl").open("a") as file:
                 file.write(f'{{"key":{n},"time":{given.cells}.5}}\n')
             began = time.time()
-            child = subprocess.run([sys.executable, __file__, "--directory", name], check=True, capture_output=True)
+            child = subprocess.run(
+                [sys.executable, __file__, "--directory", name], check=True, capture_output=True
+            )
             taken.append(float(child.stdout) - began)
         size = sum(p.stat().st_size for p in (directory / "store").iterdir()) / 2**20
     print(f"{given.cells:,} cells, {size:.0f} MB on disk, {given.rounds} rounds; {machine()}\n")
-    print(f"process start to first new output: median {statistics.median(taken):.2f} s, worst {max(taken):.2f} s")
+    print(
+        f"process start to first new output: median {statistics.median(taken):.2f} s, worst {max(taken):.2f} s"
+    )
 
 
 if __name__ == "__main__":

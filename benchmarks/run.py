@@ -1,0 +1,67 @@
+"""Run every benchmark and write what it prints into docs/explanation/performance.md.
+
+    python benchmarks/run.py [--quick] [--only NAME]
+
+`--quick` takes small inputs, to see that everything runs; its results are printed and not written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "explanation" / "performance.md"
+BEGIN, END = "<!-- results: begin", "<!-- results: end -->"
+
+# name, title, arguments, arguments of a quick run
+ALL = [
+    ("cheap_chains", "Cheap chains, file to file", [], ["--events", "50000", "--rounds", "1"]),
+    ("by_hand", "The usual hand-made design", ["--events", "100000", "--rounds", "3"],
+     ["--events", "2000", "--rounds", "1"]),
+    ("errors", "Failing events", ["--events", "500000"], ["--events", "20000", "--rounds", "1"]),
+    ("trickle", "A stream that trickles", [], ["--events", "100"]),
+    ("memory", "Memory over a long stream", [], ["--events", "200000"]),
+    ("reopen", "Reopening a store", [], ["--cells", "10000", "--rounds", "1"]),
+    ("many_cells", "Many cells", [], ["--cells", "1000,100000", "--epochs", "50"]),
+    ("import_time", "Importing", [], ["--rounds", "3"]),
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", action="append", choices=[name for name, *_ in ALL])
+    given = parser.parse_args()
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    parts: list[str] = []
+    for name, title, full, quick in ALL:
+        if given.only and name not in given.only:
+            continue
+        arguments = quick if given.quick else full
+        command = f"python benchmarks/{' '.join([name + '.py', *arguments])}"
+        print(f"$ {command}", file=sys.stderr, flush=True)
+        done = subprocess.run(
+            [sys.executable, str(HERE / f"{name}.py"), *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        parts.append(f"### {title}\n\n`{command}`, {today}\n\n{done.stdout.strip()}\n")
+        print(parts[-1], flush=True)
+    if given.quick or given.only:
+        return
+    text = PAGE.read_text()
+    before, _, rest = text.partition(BEGIN)
+    first, _, after = rest.partition(END)
+    head = first.partition("\n")[0]
+    PAGE.write_text(f"{before}{BEGIN}{head}\n\n" + "\n".join(parts) + f"\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
