@@ -98,7 +98,7 @@ def read_all(descriptor: int) -> str:
 
 
 def test_a_terminal_shows_a_bar_and_keeps_results_apart(first) -> None:
-    first.seen(*range(20_000))
+    first.seen(*range(400_000))
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "secondpass", "run", "first.py"],
@@ -115,7 +115,7 @@ def test_a_terminal_shows_a_bar_and_keeps_results_apart(first) -> None:
         out = process.stdout.read()
     assert "%" in bar
     assert "events" in bar
-    assert "first: 20,000 events" in out
+    assert "first: 400,000 events" in out
     assert "\x1b[" not in out
 
 

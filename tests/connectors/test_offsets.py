@@ -56,7 +56,7 @@ def test_a_truncated_file_is_refused_with_the_sizes(path: Path) -> None:
     os.truncate(path, 50)
     with pytest.raises(
         InputError,
-        match=rf"{offset['bytes']} bytes of it had been read, and it has 50.*--accept-input.*--fresh",
+        match=rf"{offset['bytes']} bytes of it had been read, and it has 50.*restore the file.*--fresh",
     ):
         rest(path, offset)
 

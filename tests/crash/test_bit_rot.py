@@ -177,7 +177,7 @@ def test_what_changed_in_the_database_is_read_right_or_refused(memory: Path, rng
             error.add_note(f"flip {number}: {done}")
             raise
         found[f"{first.split()[0]}, then {later}"] += 1
-    assert found["StoreDamaged, then StoreDamaged"] > FLIPS // 3, found
+    assert found["StoreDamaged, then StoreDamaged"] > FLIPS // 5, found  # half of what is expected: chance must not fail it
     assert found["turn, then right"] > FLIPS // 50, f"no harmless place was hit: {found}"
 
 
@@ -213,7 +213,7 @@ def test_what_changed_in_the_wal_is_noticed_where_a_later_commit_can_be_read(
             error.add_note(f"flip {number}: {done} of the WAL, frame {(at - 32) // FRAME} of {frames}")
             raise
         found[outcome.split()[0] if not in_last else f"{outcome} in the last"] += 1
-    assert found["StoreDamaged"] > FLIPS // 3, found
+    assert found["StoreDamaged"] > FLIPS // 5, found  # half of what is expected: chance must not fail it
     assert found[f"turn {whole.state.turn - 1} in the last"] > 0, "the exception did not show"
 
 

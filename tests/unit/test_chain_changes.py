@@ -216,3 +216,27 @@ def test_a_store_of_the_same_events_by_other_cuts_holds_the_same(folder: Path) -
         in_store([Count(), Other()], LOG, folder / str(n), steady(size))
         left.append(stored([Count(), Other()], folder / str(n)))
     assert left[0] == left[1] == left[2]
+
+
+def test_a_longer_time_to_live_brings_back_nothing_that_had_expired(tmp_path: Path) -> None:
+    class Once(Task[Any]):
+        ttl: float = 10.0
+        last = table(int, float, ttl_s="ttl")
+
+        def handle(self, event: Any) -> Any:
+            known = event["n"] in self.last
+            self.last[event["n"]] = float(event["time"])
+            return None if known else event
+
+    times = [0.0, 5.0, 20.0]
+    events = [{"n": n, "time": time} for n, time in enumerate(times)]
+    App("ttl", source=events, tasks=[Once()]).run(store=tmp_path)
+    passed: list[Any] = []
+    again = [*events, {"n": 0, "time": 21.0}, {"n": 2, "time": 22.0}]
+    App("ttl", source=again, tasks=[Once(ttl=1000.0)], sink=passed.append).run(store=tmp_path)
+    # Of the three only the last was alive when the setting changed.
+    assert [event["n"] for event in passed if event["time"] > 20] == [0]
+    passed.clear()
+    third = [*again, {"n": 1, "time": 23.0}]
+    App("ttl", source=third, tasks=[Once(ttl=1000.0)], sink=passed.append).run(store=tmp_path)
+    assert [event["n"] for event in passed if event["time"] > 22] == [1]

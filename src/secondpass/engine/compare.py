@@ -39,6 +39,7 @@ class Comparison:
         self.old: list[dict[str, Any]] | None = store.meta("chain")
         self.changes: list[str] = []
         self.moves: dict[Name, Name | None] = {}
+        self.expired: dict[Name, list[Any]] = {}
         self._known = set(store.tables())
         self._wanted = set(codecs_of(tasks))
         self._by_hand(rename, drop)
@@ -118,6 +119,18 @@ class Comparison:
         if shared_old != shared_new:
             self.changes.append(f"order of tasks changed: {' -> '.join(new)}")
 
+    def expire(self, name: Name, cells: dict[Any, Any], now: float) -> None:
+        """Take out what has expired under the old time to live, lest a longer one bring it back."""
+        source = next((old for old, new in self.moves.items() if new == name), name)
+        before, after = _ttl_of(self.old or [], source), _ttl_of(self.new, name)
+        if before is None or after is None or after <= before:
+            return
+        expired = [key for key, entry in cells.items() if now - entry[1] >= before]
+        if expired:
+            self.expired[name] = expired
+            for key in expired:
+                del cells[key]
+
     def check_types(self, name: Name, spec: TableSpec | None, cells: dict[Any, Any]) -> None:
         """After a change of type: every stored object must be readable as the new one."""
         old = {d["name"]: d["state"] for d in self.old or []}.get(name[0], {}).get(name[1])
@@ -152,6 +165,7 @@ def load_cells(
         raise StoreDamaged(f"the cells of {'.'.join(error.name)} cannot be decoded: {error.why}") from error
     for name, found in cells.items():
         comparison.check_types(name, specs.get(name), found)
+        comparison.expire(name, found, store.progress.now)
     return cells
 
 
@@ -170,6 +184,11 @@ def _task_changes(name: str, old: dict[str, Any], new: dict[str, Any]) -> list[s
     if old["code"] != new["code"]:
         found.append(f"{name}: new code")
     return found
+
+
+def _ttl_of(chain: list[dict[str, Any]], name: Name) -> float | None:
+    """The time to live of a table in a described chain, in seconds."""
+    return next((d.get("ttl_s", {}).get(name[1]) for d in chain if d["name"] == name[0]), None)
 
 
 def _type(state: dict[str, Any]) -> str:

@@ -95,7 +95,8 @@ def start_chain(
     note = {"at": time.time(), "pid": os.getpid(), "changes": comparison.changes}
     names = list(codecs_of(app.tasks))
     app_file = None if app.file is None else str(app.file)
-    store.start(comparison.new, names, comparison.moves, note, {"name": app.name, "file": app_file})
+    app_note = {"name": app.name, "file": app_file}
+    store.start(comparison.new, names, comparison.moves, note, app_note, comparison.expired)
     summary.changes = comparison.changes
     return Chain(stages, app.streams)
 

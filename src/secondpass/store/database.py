@@ -211,11 +211,20 @@ class Store(StoreReader):
 
     # ---- the chain and its state
 
-    def start(self, chain: list[Any], names: Iterable[Name], moves: Moves, note: Any, app: Any) -> None:
+    def start(
+        self,
+        chain: list[Any],
+        names: Iterable[Name],
+        moves: Moves,
+        note: Any,
+        app: Any,
+        expired: Mapping[Name, Iterable[Any]] | None = None,
+    ) -> None:
         """Record the chain that runs from here on.
 
         `names` are its tables and values, as (task, name); `moves` maps an old one to its new name, or to
-        None to drop it. The state of a task that is merely absent is kept for its return.
+        None to drop it. The state of a task that is merely absent is kept for its return. `expired` are the
+        keys of cells that must not come back though their table's time to live has grown.
         """
         failpoint("start.before")
         with self._transaction():
@@ -223,11 +232,13 @@ class Store(StoreReader):
             tables = moved(known, moves)
             gone = set(known.values()) - set(tables.values())
             next_id = max([0, *known.values(), *self.progress.sums]) + 1
-            if gone:
+            if gone or expired:
                 self._fold.everything(self.progress)
             for number in gone:
                 self._db.execute("DELETE FROM cells WHERE tbl = ?", (number,))
                 self.progress.sums.pop(number, None)
+            for name, keys in (expired or {}).items():
+                self._fold.remove(self.progress, tables[name], map(pack, keys))
             for name in names:
                 if name not in tables:
                     tables[name] = next_id

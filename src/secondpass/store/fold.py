@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import msgspec
@@ -88,6 +88,15 @@ class Fold:
             while self._covered:
                 self._write(progress, CELLS_MAX)
         self._delete(len(self._done))
+
+    def remove(self, progress: Progress, table: int, keys: Iterable[bytes]) -> None:
+        """Take cells out of a store in which everything is folded."""
+        wanted = [(table, key) for key in keys]
+        found = self._db.executemany("SELECT key, entry FROM cells WHERE tbl = ? AND key = ?", wanted)
+        rows = [(key, entry) for key, entry in found]
+        self._db.executemany("DELETE FROM cells WHERE tbl = ? AND key = ?", wanted)
+        progress.sums[table] = progress.sums.get(table, 0) - sum_of_cells(rows)
+        self._cells_total -= len(rows)
 
     def _due(self) -> bool:
         enough = max(CELLS_MIN, min(self._cells_total // 2, CELLS_MAX))
