@@ -177,7 +177,9 @@ def test_what_changed_in_the_database_is_read_right_or_refused(memory: Path, rng
             error.add_note(f"flip {number}: {done}")
             raise
         found[f"{first.split()[0]}, then {later}"] += 1
-    assert found["StoreDamaged, then StoreDamaged"] > FLIPS // 5, found  # half of what is expected: chance must not fail it
+    assert found["StoreDamaged, then StoreDamaged"] > FLIPS // 5, (
+        found
+    )  # half of what is expected: chance must not fail it
     assert found["turn, then right"] > FLIPS // 50, f"no harmless place was hit: {found}"
 
 
