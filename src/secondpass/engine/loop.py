@@ -18,19 +18,18 @@ from typing import Any
 import msgspec
 
 from secondpass.engine.chain import Chain, Cut
+from secondpass.engine.commands import Commands
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.intake import Intake
-from secondpass.engine.outbox import Outbox, decode_event, encode_event
+from secondpass.engine.outbox import Outbox, encode_event
 from secondpass.engine.pacer import Pacer
 from secondpass.engine.summary import Summary, merge_tally
 from secondpass.errors import TaskError
-from secondpass.event import owned, untyped
 from secondpass.failpoints import failpoint
-from secondpass.record import DeadLetter, Retry, error_text
+from secondpass.record import DeadLetter
 from secondpass.reference import Tally, stop_error
 from secondpass.store.database import Store
-from secondpass.store.format import Progress, StoredLetter
-from secondpass.store.spool import Command, Spool
+from secondpass.store.format import StoredLetter
 
 _IDLE_MIN_S, _IDLE_MAX_S, _AWAKE_S = 0.001, 0.05, 2.0
 _RAW_MAX = 64 * 1024
@@ -46,14 +45,11 @@ class Hub:
         self.outbox = outbox
         self.summary = summary
         self.pacer = Pacer()
-        self.spool = Spool(store.directory) if store.directory is not None else None
+        self.commands = Commands(store, intake, [stage.name for stage in chain.stages])
         self.stopping = False
         self.limit: int | None = None
         self.on_epoch: Callable[[Hub], None] = lambda _: None
-        self._commands: list[tuple[str, Command]] = []
         self._active_at = time.monotonic()
-        self._refusal: str | None = None
-        """Why the command at hand is left out."""
         self._tallies = {
             name: msgspec.convert(tally, Tally) for name, tally in store.progress.tallies.items()
         }
@@ -83,14 +79,9 @@ class Hub:
         failpoint("take.before")
         progress = self.store.progress
         number = self.store.epoch + 1
-        if self.spool is not None and not self._commands:
-            for name, command in self.spool.waiting():
-                if name in progress.commands:
-                    self.spool.remove(name)  # a crash came between its commit and this
-                else:
-                    self._commands.append((name, command))
-        if self._commands:
-            return self._command_epoch(number, progress)
+        command = self.commands.next_epoch(number)
+        if command is not None:
+            return command
         limit = self.pacer.limit()
         if self.limit is not None:
             limit = min(limit, self.limit - self.summary.events_in)
@@ -100,52 +91,6 @@ class Hub:
         epoch = self.intake.take(number, progress.position, progress.now, limit)
         failpoint("take.after")
         return epoch
-
-    def _command_epoch(self, number: int, progress: Progress) -> Epoch:
-        _, command = self._commands[0]
-        self._refusal, retry = None, Retry(command.letter, "", None)
-        events: list[Any] = []
-        found = self.store.letter(command.letter)
-        if found is None:
-            self._refusal = f"there is no dead letter {command.letter}"
-        elif found[0] != "open":
-            self._refusal = f"dead letter {command.letter} was {found[0]} already"
-        elif command.kind == "retry":
-            letter = found[1]
-            task = letter.task if letter.task in [s.name for s in self.chain.stages] else ""
-            try:
-                retry = Retry(command.letter, task, self._event_of(letter, command))
-                events = [retry.event]
-            except Exception as error:  # noqa: BLE001 - data from outside, and a type's own checks may raise anything
-                self._refusal = f"dead letter {command.letter} is no event: {error_text(error)}"
-        if self._refusal is not None:
-            logging.getLogger("secondpass").warning("the %s is left out: %s", command.kind, self._refusal)
-        return Epoch(
-            number=number,
-            first=progress.position,
-            count=1,
-            events=events,
-            origin=range(len(events)),
-            times=[progress.now] * len(events),
-            refused={},
-            now=progress.now,
-            now_after=progress.now,
-            offsets=progress.sources,
-            kinds=set(map(type, events)),
-            retry=retry,
-        )
-
-    def _event_of(self, letter: StoredLetter, command: Command) -> Any:
-        """The event to send again: as it was, or mended with new fields."""
-        event = decode_event(letter.event)
-        if event is None:
-            raw = letter.raw if command.event is None else msgspec.json.encode(command.event)
-            return self.intake.decode(letter.source, raw)
-        if command.event is None:
-            return event
-        if isinstance(event, dict):
-            return untyped(command.event)
-        return owned(msgspec.convert({**msgspec.to_builtins(event), **command.event}, event.__class__))
 
     def wait(self) -> None:
         """Nothing there: look again soon after activity, seldom after a silence."""
@@ -169,9 +114,8 @@ class Hub:
 
     def _stop(self, epoch: Epoch, cut: Cut) -> TaskError:
         """Commit what precedes the event that stops the app; gives the error to raise."""
-        if epoch.retry is not None and self.spool is not None:
-            # The letter stays open; its retry must not stop every later start.
-            self.spool.remove(self._commands.pop(0)[0])
+        if epoch.retry is not None:
+            self.commands.done()  # the letter stays open; its retry must not stop every later start
         if cut.index > 0:
             part = epoch.cut(cut.index, self.intake.places_at(cut.index))
             try:
@@ -210,14 +154,8 @@ class Hub:
         history: list[tuple[str, Any]] = []
         status: dict[int, str] = {}
         if epoch.retry is not None:
-            name, command = self._commands.pop(0)
-            progress.commands = [*before.commands, name][-64:]
-            if self._refusal is None:
-                status[command.letter] = "sent" if epoch.events else "dropped"
-            kind, reason = (
-                (command.kind, command.reason) if self._refusal is None else ("left out", self._refusal)
-            )
-            history.append((kind, {"letter": command.letter, "command": name, "reason": reason}))
+            entry, status = self.commands.settle(progress)
+            history.append(entry)
         if epoch.intake_time is not None:
             history.append(("intake", {"count": epoch.count, "time": epoch.intake_time}))
         if epoch.taken:
@@ -228,8 +166,8 @@ class Hub:
         letters = [stored_letter(letter) for letter in outcome.letters]
         self.store.commit(progress, deltas, rows, letters, history, status)
         self.chain.apply(outcome)
-        if epoch.retry is not None and self.spool is not None:
-            self.spool.remove(progress.commands[-1])
+        if epoch.retry is not None:
+            self.commands.done()
         self._count(epoch, outcome)
         return rows
 
