@@ -261,7 +261,7 @@ def test_state_get_says_what_is_wrong(kept, command, arguments: list[str], said:
 
 
 def test_cells_are_seen_whether_they_are_folded_or_not(project, command, monkeypatch) -> None:
-    monkeypatch.setattr("secondpass.store.fold.CELLS_MIN", 1)
+    monkeypatch.setattr("secondpass.store.fold.BYTES_MIN", 1)
     project.write("keeping.py", KEEPING)
     for upto in range(1, 8):  # the cells of older epochs are folded, those of the newest wait
         project.seen(*range(upto))

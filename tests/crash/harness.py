@@ -376,7 +376,7 @@ class _Check:
                 + "\n  ".join(self.wrong)
                 + f"\n{case.log()}"
             )
-        return Standing(progress.position, progress.folded, progress.kept_from.get("main", 0), complete)
+        return Standing(progress.position, progress.generation, progress.kept_from.get("main", 0), complete)
 
     def _commands(self) -> list[tuple[str, dict[str, Any]]]:
         """What became of each command, by the store's history: (kind, details)."""

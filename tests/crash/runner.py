@@ -225,12 +225,12 @@ def _no_transaction() -> None:
 
 
 def _forget_a_cell() -> None:
-    whole = database.table_delta
+    whole = database.pack_cells
 
-    def mistaken(table: int, changed: dict[Any, Any], gone: Any) -> Any:
-        return whole(table, dict(list(changed.items())[1:]), gone)
+    def mistaken(keys: list[Any], entries: list[Any], gone: Any) -> bytes:
+        return whole(keys[1:], entries[1:], gone)
 
-    database.table_delta = mistaken
+    database.pack_cells = mistaken
 
 
 def _sink_starts_over() -> None:
@@ -260,7 +260,7 @@ def run(arguments: list[str]) -> int:
         failpoints._armed = Stops(os.environ[STOP])
     # Everything that happens seldom happens often here.
     pacer.TARGET_S = 3600.0  # epochs are as long as the test says, on a slow machine too
-    fold.CELLS_MIN, fold.SLICE = 400, 60
+    fold.BYTES_MIN, fold.DELTA_BYTES, fold.SLICE_BYTES = 4000, 100, 600
     database.KEEP_OUTPUT_BYTES = 8 * 1024
     outbox.SYNC_EVERY_S, outbox.SYNC_EVERY_BYTES = 3600.0, 20_000  # by bytes: the same in every run
     if (

@@ -136,7 +136,6 @@ class Writer:
             numbers=dict(before.numbers),
             totals=dict(before.totals),
             kept_from=dict(before.kept_from),
-            sums=dict(before.sums),
             sinks=sinks,
         )
         self.store.commit(progress, deltas, rows, new_letters, history, status)
@@ -187,9 +186,9 @@ class Writer:
 
 def small_limits(monkeypatch: Any) -> None:
     """Let folds, pruning and their ends happen every few epochs."""
-    monkeypatch.setattr("secondpass.store.fold.CELLS_MIN", 40)
-    monkeypatch.setattr("secondpass.store.fold.DELTAS_MAX", 12)
-    monkeypatch.setattr("secondpass.store.fold.SLICE", 9)
+    monkeypatch.setattr("secondpass.store.fold.BYTES_MIN", 2000)
+    monkeypatch.setattr("secondpass.store.fold.DELTA_BYTES", 100)
+    monkeypatch.setattr("secondpass.store.fold.SLICE_BYTES", 300)
     monkeypatch.setattr("secondpass.store.database.KEEP_OUTPUT_BYTES", 4000)
 
 

@@ -167,7 +167,7 @@ def pressed(rng: random.Random) -> Iterator[None]:
     mirrors, swept, before = (
         stage_module.mirrors,
         Stage.changes,
-        (fold_module.CELLS_MIN, fold_module.DELTAS_MAX),
+        (fold_module.BYTES_MIN, fold_module.SLICE_BYTES),
     )
 
     def some_mirror(spec: Any, base: Any, ttl_s: float | None, events: int) -> bool:
@@ -179,12 +179,12 @@ def pressed(rng: random.Random) -> Iterator[None]:
         return swept(stage, now)
 
     stage_module.mirrors, Stage.changes = some_mirror, sweeping
-    fold_module.CELLS_MIN, fold_module.DELTAS_MAX = rng.choice([1, 5, 50]), rng.choice([1, 3, 50])
+    fold_module.BYTES_MIN, fold_module.SLICE_BYTES = rng.choice([1, 500, 5000]), rng.choice([1, 50, 4096])
     try:
         yield
     finally:
         stage_module.mirrors, Stage.changes = mirrors, swept
-        fold_module.CELLS_MIN, fold_module.DELTAS_MAX = before
+        fold_module.BYTES_MIN, fold_module.SLICE_BYTES = before
 
 
 # ---------------------------------------------------------------- what a run leaves

@@ -48,9 +48,6 @@ class PlainCells:
     def entries(self, data: bytes) -> list[Any]:
         return _entries(data)
 
-    def decode_rows(self, rows: list[tuple[bytes, bytes]]) -> dict[bytes, Any]:
-        return {key: unpack(entry) for key, entry in rows}
-
 
 class Stated(NamedTuple):
     """A table or value as the store describes it."""

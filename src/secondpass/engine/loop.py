@@ -148,7 +148,6 @@ class Hub:
             numbers=dict(before.numbers),
             totals=dict(before.totals),
             kept_from=dict(before.kept_from),
-            sums=dict(before.sums),
             sinks=self.outbox.sync(),
         )
         history: list[tuple[str, Any]] = []

@@ -40,12 +40,12 @@ from secondpass.store.format import (
     OutputRow,
     Progress,
     StoredLetter,
+    TableState,
     crc,
-    encode_delta,
     encode_progress,
+    pack_cells,
     squeeze,
     stamp,
-    table_delta,
 )
 from secondpass.store.lock import StoreLock
 from secondpass.store.reader import Cells, Moves, Name, StoreReader, Unreadable, moved
@@ -72,7 +72,9 @@ class Store(StoreReader):
         super().__init__(connection, directory)
         self._lock = lock
         self._failed = False
+        self._started = False
         self._tables: dict[Name, int] = {}
+        self._cells: dict[Name, dict[Any, Any]] = {}
         self._fold = Fold(connection)
         self._oldest: dict[str, tuple[int, int] | None] = {}
 
@@ -231,31 +233,38 @@ class Store(StoreReader):
             known = self.tables()
             tables = moved(known, moves)
             gone = set(known.values()) - set(tables.values())
-            next_id = max([0, *known.values(), *self.progress.sums]) + 1
-            if gone or expired:
-                self._fold.everything(self.progress)
             for number in gone:
                 self._db.execute("DELETE FROM cells WHERE tbl = ?", (number,))
-                self.progress.sums.pop(number, None)
+                self._db.execute("DELETE FROM deltas WHERE tbl = ?", (number,))
+                self.progress.tables.pop(number, None)
             for name, keys in (expired or {}).items():
-                self._fold.remove(self.progress, tables[name], map(pack, keys))
+                gone_keys = list(keys)
+                self._put_delta(self._epoch, tables[name], pack_cells([], [], gone_keys))
+                for key in gone_keys:
+                    self._cells.get(name, {}).pop(key, None)
+            number = max(known.values(), default=0)
             for name in names:
                 if name not in tables:
-                    tables[name] = next_id
-                    next_id += 1
+                    number += 1
+                    tables[name] = number
+                    self._cells.setdefault(name, {})
             self._put_meta("app", app)
             self._put_meta("chain", chain)
             self._put_meta("tables", [[list(k), i] for k, i in tables.items()])
             self._remember(self.progress.position, "start", note)
             self._write_progress(self._epoch)
             failpoint("start.commit")
-        self._tables = tables
+            self._fold.take_up(
+                self.progress, {tables[n]: found for n, found in self._cells.items() if n in tables}
+            )
+        self._tables, self._started = tables, True
         failpoint("start.after")
 
     def load(self, codecs: Mapping[Name, Cells], moves: Moves | None = None) -> dict[Name, dict[Any, Any]]:
+        """All committed cells at rest; before `start` they stay the store's own, which `commit` keeps current."""
         cells = super().load(codecs, moves)
-        with translated(self.directory):
-            self._fold.loaded(self.progress, sum(map(len, cells.values())))
+        if not self._started:
+            self._cells = cells
         return cells
 
     # ---- committing
@@ -275,7 +284,7 @@ class Store(StoreReader):
         failpoint("commit.before")
         self.progress = progress
         with self._transaction():
-            cells = self._put_delta(epoch, deltas)
+            self._put_deltas(epoch, deltas)
             for row in outputs:
                 self._put_output(row)
             for letter in letters:
@@ -284,27 +293,41 @@ class Store(StoreReader):
                 self._set_letter_status(number, status)
             for kind, details in history:
                 self._remember(began_at, kind, details)
-            self._fold.step(progress, epoch, cells)
             self._prune()
             failpoint("commit.write.after")
             self._write_progress(epoch)
             failpoint("commit.sync.before")
         self._epoch = epoch
+        self._apply(deltas)
         failpoint("commit.after")
 
-    def _put_delta(self, epoch: int, deltas: Mapping[Name, Changes]) -> int:
-        """Write what changes in the tables; gives the number of cells."""
-        cells = sum(len(d.changed) + len(d.gone) for d in deltas.values())
-        if cells:
-            parts = [table_delta(self._tables[name], d.changed, d.gone) for name, d in deltas.items()]
-            body = encode_delta(parts)
-            previous = self.progress.last_delta
-            self._db.execute(
-                "INSERT INTO deltas VALUES (?, ?, ?, ?, ?)",
-                (epoch, previous, cells, body, crc(body, epoch, previous, cells)),
-            )
-            self.progress.last_delta = epoch
-        return cells
+    def _put_deltas(self, epoch: int, deltas: Mapping[Name, Changes]) -> None:
+        progress = self.progress
+        bodies = {
+            self._tables[name]: pack_cells(list(delta.changed), list(delta.changed.values()), delta.gone)
+            for name, delta in deltas.items()
+            if delta.changed or delta.gone
+        }
+        self._fold.step(progress, sum(map(len, bodies.values())), len(bodies))
+        for table, body in bodies.items():
+            self._put_delta(epoch, table, body)
+            self._fold.added(table, progress.deltas, len(body))
+
+    def _put_delta(self, epoch: int, table: int, body: bytes) -> None:
+        state = self.progress.tables.setdefault(table, TableState())
+        number = self.progress.deltas + 1
+        about = (number, table, epoch, state.last)
+        self._db.execute("INSERT INTO deltas VALUES (?, ?, ?, ?, ?, ?)", (*about, body, crc(body, *about)))
+        self.progress.deltas = state.last = number
+
+    def _apply(self, deltas: Mapping[Name, Changes]) -> None:
+        """What is committed is what the next fold writes."""
+        for name, delta in deltas.items():
+            cells = self._cells.get(name)
+            if cells is not None:
+                cells.update(delta.changed)
+                for key in delta.gone:
+                    cells.pop(key, None)
 
     def _put_output(self, row: OutputRow) -> None:
         progress = self.progress

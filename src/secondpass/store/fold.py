@@ -1,173 +1,148 @@
-"""Folding: deltas become cells, some with each commit, in proportion to what the commit itself adds.
+"""Folding: a table is written anew, a slice with each commit, and its old deltas go.
 
-A delta is written once per epoch; a cell that many of them changed is written once per fold. While a fold
-is under way the deltas it covers stay, so a crash in its middle leaves nothing half done: cells that are
-already newer are overwritten with the same content when the deltas are applied on top at the next start.
+At the next start a table is read from the rows of its generation, and then its deltas since. When the deltas
+have grown as large as the table, a new generation begins:
 
-    read        the oldest deltas: the newest content by cell, and runs of sorted keys
-    write       the cells in key order, so that neighbouring rows share a page
-    end         `folded` moves; the deltas go, some with each commit
+    begin       the table's keys are noted, and its last delta
+    slice       some cells, as they are committed now, in one row; in proportion to what the epoch itself adds
+    end         the generation counts; the rows of the old one and the deltas up to the noted one go
+
+A slice may be newer than the noted delta. That changes nothing: the deltas after the noted one are applied on
+top of all slices, in order, and the last of them is the newest. So a crash in the middle leaves nothing half
+done either: the rows of a generation that never counted are garbage.
+
+All costs are in bytes: folding writes about as much as the deltas themselves take, and a start reads at most
+three times what the cells take.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import islice
-
-import msgspec
+from typing import Any
 
 from secondpass.failpoints import failpoint
 from secondpass.store.connection import Database
-from secondpass.store.format import Progress, TableDelta, check, damaged, decode_delta, sum_of_cells
+from secondpass.store.format import Progress, TableState, crc, pack_cells
 
-_pieces = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+BYTES_MIN = 256 * 1024
+"""A fold begins when a table's deltas hold this many bytes, or as many as the table if that is more."""
+SLICE_BYTES = 4096
+"""Written with one commit at least; half as much again as the commit adds where that is more."""
+DELTA_BYTES = 400
+"""What a delta counts beside its body: to apply it takes as long as to load that much of a table."""
+ROW_BYTES_MAX = 1024 * 1024
+_CELLS_FIRST = 8  # the first slice, before it is known how large a cell is
+_GONE_AT_ONCE = 4  # rows of garbage that go with a commit, and twice as many as it adds
 
-CELLS_MIN = 20_000
-"""A fold begins when the deltas hold this many cells, or half of all cells if that is more, or ..."""
-CELLS_MAX = 500_000
-"""... this many, which bounds the memory of a fold, or ..."""
-DELTAS_MAX = 2_000
-"""... when there are this many deltas, which bounds the time of the next start."""
-SLICE = 50
-"""Cells written with one commit at least; twice as many as the commit adds where that is more."""
-_READ_FACTOR = 4  # reading a cell costs a quarter of writing it
-_DELETED_AT_ONCE = 4  # deltas; a commit adds one
 
-Key = tuple[int, bytes]
+class Waiting:
+    """A table's committed cells, and its deltas that are not folded: their ids and sizes, oldest first."""
+
+    def __init__(self, cells: dict[Any, Any]) -> None:
+        self.cells = cells
+        self.deltas: deque[tuple[int, int]] = deque()
+        self.bytes = 0
+
+    def add(self, delta: int, size: int) -> None:
+        self.deltas.append((delta, size))
+        self.bytes += size
 
 
 class Fold:
-    """The deltas of a store on their way into its cells; it moves bytes and knows no types."""
+    """The tables of a store, and how far what is stored of them is behind their deltas."""
 
     def __init__(self, connection: Database) -> None:
         self._db = connection
-        self._waiting: deque[tuple[int, int]] = deque()  # deltas that no fold covers: epoch and cells
-        self._cells_waiting = 0
-        self._unread: deque[int] = deque()  # deltas of the fold under way
-        self._newest: dict[Key, bytes | None] = {}
-        self._runs: list[list[Key]] = []
-        self._order: Iterator[Key] = iter(())
-        self._covered: list[int] = []
-        self._done: list[int] = []  # folded deltas that are still there, newest first
-        self._cells_total = 0
+        self._waiting: dict[int, Waiting] = {}
+        self._garbage: deque[tuple[int, ...]] = deque()  # (delta,) or (table, generation, row)
+        # The fold under way, of the table `_table`:
+        self._table: int | None = None
+        self._state = TableState()
+        self._keys: list[Any] = []
+        self._cells_done = 0
 
-    def loaded(self, progress: Progress, cells_total: int) -> None:
-        """Take up the work of an opened store, which has so many cells."""
-        deltas = list(self._db.execute("SELECT epoch, cells FROM deltas ORDER BY epoch DESC"))
-        self._done = [epoch for epoch, _ in deltas if epoch <= progress.folded]
-        self._waiting = deque((epoch, cells) for epoch, cells in deltas[::-1] if epoch > progress.folded)
-        self._cells_waiting = sum(cells for _, cells in self._waiting)
-        self._cells_total = cells_total
+    def take_up(self, progress: Progress, cells: dict[int, dict[Any, Any]]) -> None:
+        """Begin with an opened store and the committed cells of its tables, which `commit` keeps current."""
+        self._table = None
+        self._waiting = {table: Waiting(found) for table, found in cells.items()}
+        self._garbage.clear()
+        for delta, table, size in self._db.execute("SELECT id, tbl, length(body) FROM deltas ORDER BY id"):
+            if table not in progress.tables or delta <= progress.tables[table].folded:
+                self._garbage.append((delta,))
+            elif table in self._waiting:
+                self._waiting[table].add(delta, size + DELTA_BYTES)
+        for table, generation, row in self._db.execute("SELECT tbl, generation, number FROM cells"):
+            if table not in progress.tables or generation != progress.tables[table].generation:
+                self._garbage.append((table, generation, row))
 
-    def step(self, progress: Progress, epoch: int, added: int) -> None:
-        """Inside the transaction of `epoch`, which adds so many cells: some of the work, if there is any."""
-        if added:
-            self._waiting.append((epoch, added))
-            self._cells_waiting += added
-        self._delete(_DELETED_AT_ONCE)
-        if not self._covered and not self._due():
+    def added(self, table: int, delta: int, size: int) -> None:
+        """A delta with a body of this size was written."""
+        if table in self._waiting:
+            self._waiting[table].add(delta, size + DELTA_BYTES)
+
+    def step(self, progress: Progress, added: int, tables: int) -> None:
+        """Some work inside a transaction, before its deltas: so many bytes, in so many tables."""
+        self._delete(_GONE_AT_ONCE + 2 * tables)
+        if self._table is None and not self._begin(progress):
             return
-        limit = max(SLICE, 2 * added)
-        if not self._covered:
-            self._begin()
-        if self._unread:
-            self._read(_READ_FACTOR * limit)
-        else:
-            self._write(progress, limit)
+        limit = max(SLICE_BYTES, 3 * (added + DELTA_BYTES * tables) // 2)
+        while limit > 0 and self._table is not None:
+            limit -= self._slice(progress, self._table, min(limit, ROW_BYTES_MAX))
         failpoint("fold.slice.after")
 
-    def everything(self, progress: Progress) -> None:
-        """All the work at once."""
-        while self._covered or self._waiting:
-            if not self._covered:
-                self._begin()
-            while self._unread:
-                self._read(CELLS_MAX)
-            while self._covered:
-                self._write(progress, CELLS_MAX)
-        self._delete(len(self._done))
+    def _begin(self, progress: Progress) -> bool:
+        """Choose the table that is furthest behind, if it is far enough."""
+        if not self._waiting:
+            return False
+        table, waiting = max(self._waiting.items(), key=lambda item: item[1].bytes)
+        before = progress.tables.get(table, TableState())
+        if waiting.bytes < max(BYTES_MIN, before.bytes):
+            return False
+        progress.generation += 1
+        self._table = table
+        self._state = TableState(generation=progress.generation, folded=before.last)
+        self._keys = list(waiting.cells)
+        self._cells_done = 0
+        return True
 
-    def remove(self, progress: Progress, table: int, keys: Iterable[bytes]) -> None:
-        """Take cells out of a store in which everything is folded."""
-        wanted = [(table, key) for key in keys]
-        found = self._db.executemany("SELECT key, entry FROM cells WHERE tbl = ? AND key = ?", wanted)
-        rows = [(key, entry) for key, entry in found]
-        self._db.executemany("DELETE FROM cells WHERE tbl = ? AND key = ?", wanted)
-        progress.sums[table] = progress.sums.get(table, 0) - sum_of_cells(rows)
-        self._cells_total -= len(rows)
+    def _slice(self, progress: Progress, table: int, limit: int) -> int:
+        """Write a row of about so many bytes; gives how many it took."""
+        state, cells = self._state, self._waiting[table].cells
+        count = max(1, limit * self._cells_done // state.bytes) if state.bytes else _CELLS_FIRST
+        keys = self._keys[-count:]
+        del self._keys[-count:]
+        self._cells_done += len(keys)
+        try:
+            entries = list(map(cells.__getitem__, keys))
+        except KeyError:  # some are gone meanwhile
+            keys = [key for key in keys if key in cells]
+            entries = list(map(cells.__getitem__, keys))
+        body = pack_cells(keys, entries, ())
+        about = (table, state.generation, state.rows, len(keys))
+        self._db.execute("INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?)", (*about, body, crc(body, *about)))
+        state.rows += 1
+        state.bytes += len(body)
+        if not self._keys:
+            self._end(progress, table)
+        return len(body)
 
-    def _due(self) -> bool:
-        enough = max(CELLS_MIN, min(self._cells_total // 2, CELLS_MAX))
-        return self._cells_waiting >= enough or len(self._waiting) >= DELTAS_MAX
-
-    def _begin(self) -> None:
-        cells = 0
-        while self._waiting and (not cells or cells + self._waiting[0][1] <= CELLS_MAX):
-            epoch, more = self._waiting.popleft()
-            self._covered.append(epoch)
-            cells += more
-        self._cells_waiting -= cells
-        self._unread.extend(self._covered)
-
-    def _read(self, limit: int) -> None:
-        """Some deltas, oldest first; so many cells or one delta."""
-        run: list[Key] = []
-        while self._unread and len(run) < limit:
-            epoch = self._unread.popleft()
-            for delta in self._delta(epoch):
-                keys = [(delta.table, bytes(key)) for key in _pieces(delta.keys)]
-                self._newest.update(zip(keys, map(bytes, _pieces(delta.entries)), strict=True))
-                gone = [(delta.table, bytes(key)) for key in _pieces(delta.gone)]
-                self._newest.update(dict.fromkeys(gone))
-                run += keys
-                run += gone
-        run.sort()
-        self._runs.append(run)
-        if not self._unread:
-            self._order = heapq.merge(*self._runs)
-            self._runs = []
-
-    def _delta(self, epoch: int) -> list[TableDelta]:
-        find = "SELECT previous, cells, body, crc FROM deltas WHERE epoch = ?"
-        for previous, cells, body, stored in self._db.execute(find, (epoch,)):
-            check(f"the delta of epoch {epoch}", stored, body, epoch, previous, cells)
-            return decode_delta(body)
-        raise damaged(f"the delta of epoch {epoch} is missing")
-
-    def _write(self, progress: Progress, limit: int) -> None:
-        """Some cells, in key order; after the last one the fold is done."""
-        newest = self._newest
-        # A key that several runs hold comes several times; the first time takes it.
-        part = {key: newest.pop(key) for key in islice(self._order, limit) if key in newest}
-        found = self._db.executemany("SELECT tbl, key, entry FROM cells WHERE tbl = ? AND key = ?", part)
-        before: dict[Key, bytes] = {(table, key): entry for table, key, entry in found}
-        gone = [key for key, entry in part.items() if entry is None and key in before]
-        put = [(*key, entry) for key, entry in part.items() if entry is not None and entry != before.get(key)]
-        self._db.executemany("DELETE FROM cells WHERE tbl = ? AND key = ?", gone)
-        self._db.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?)", put)
-        minus: dict[int, list[tuple[bytes, bytes]]] = {}
-        plus: dict[int, list[tuple[bytes, bytes]]] = {}
-        for table, key in gone:
-            minus.setdefault(table, []).append((key, before[table, key]))
-        for table, key, entry in put:
-            plus.setdefault(table, []).append((key, entry))
-            if (table, key) in before:
-                minus.setdefault(table, []).append((key, before[table, key]))
-        for table, rows in minus.items():
-            progress.sums[table] = progress.sums.get(table, 0) - sum_of_cells(rows)
-            self._cells_total -= len(rows)
-        for table, rows in plus.items():
-            progress.sums[table] = progress.sums.get(table, 0) + sum_of_cells(rows)
-            self._cells_total += len(rows)
-        if not newest:
-            self._done = self._covered[::-1] + self._done
-            progress.folded = self._covered[-1]
-            self._covered = []
-            failpoint("fold.end.after")
+    def _end(self, progress: Progress, table: int) -> None:
+        before = progress.tables.get(table, TableState())
+        self._garbage.extend((table, before.generation, row) for row in range(before.rows))
+        waiting = self._waiting[table]
+        while waiting.deltas and waiting.deltas[0][0] <= self._state.folded:
+            delta, size = waiting.deltas.popleft()
+            waiting.bytes -= size
+            self._garbage.append((delta,))
+        self._state.last = before.last
+        progress.tables[table] = self._state
+        self._table = None
+        failpoint("fold.end.after")
 
     def _delete(self, count: int) -> None:
-        part = [(self._done.pop(),) for _ in range(min(count, len(self._done)))]
-        if part:
-            self._db.executemany("DELETE FROM deltas WHERE epoch = ?", part)
+        for _ in range(min(count, len(self._garbage))):
+            what = self._garbage.popleft()
+            if len(what) == 1:
+                self._db.execute("DELETE FROM deltas WHERE id = ?", what)
+            else:
+                self._db.execute("DELETE FROM cells WHERE tbl = ? AND generation = ? AND number = ?", what)

@@ -1,24 +1,26 @@
 """What the store's bytes look like. Every row carries a checksum; every format is versioned by `FORMAT`.
 
-    progress        turn -> body              one row: everything that changes with each epoch
-    meta            name -> body              "store", "app", "chain": the tasks, "tables": their numbers
-    cells           (table, key) -> entry     the state up to the epoch `folded`
-    deltas          epoch -> body             what each epoch since then changed
-    outputs         (stream, first) -> body   numbered outputs, as committed
+    progress        turn -> body                        one row: everything that changes with each epoch
+    meta            name -> body                        "store", "app", "chain": the tasks, "tables": their numbers
+    cells           (table, generation, row) -> body    the cells of a table, some in each row
+    deltas          id -> body                          what an epoch changed in a table since then
+    outputs         (stream, first) -> body             numbered outputs, as committed
     dead_letters    id -> body
-    history         id -> body                starts, chain changes, retries, what live sources took
+    history         id -> body                          starts, chain changes, retries, what live sources took
 
-A turn is the number of a transaction. Keys and entries are msgpack. An entry is a cell at rest: a scalar as
-itself, an object as its bytes, and `[either, written]` in a table with a time to live.
+A turn is the number of a transaction. The body of cells and of a delta is `[keys, entries, gone]`, three packed
+lists. An entry is a cell at rest: a scalar as itself, an object as its bytes, and `[either, written]` in a table
+with a time to live.
 
-A checksum of a row shows that it changed. What shows that one is missing, or too many: the sum of all cells'
-checksums by table and that of `meta` are in `progress`, a delta names the one before it, outputs, dead
-letters and history are numbered.
+A checksum of a row shows that it changed. What shows that one is missing, or too many: the rows of a table are
+counted, a delta names the one before it, the checksums of `meta` are summed, outputs, dead letters and history
+are numbered.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -38,10 +40,11 @@ SCHEMA = """
 CREATE TABLE progress (turn INTEGER PRIMARY KEY, stamp BLOB NOT NULL, epoch INTEGER NOT NULL,
     body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, body BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE cells (tbl INTEGER NOT NULL, key BLOB NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (tbl, key))
-    WITHOUT ROWID;
-CREATE TABLE deltas (epoch INTEGER PRIMARY KEY, previous INTEGER NOT NULL, cells INTEGER NOT NULL,
-    body BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE cells (tbl INTEGER NOT NULL, generation INTEGER NOT NULL, number INTEGER NOT NULL,
+    cells INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (tbl, generation, number)) WITHOUT ROWID;
+CREATE TABLE deltas (id INTEGER PRIMARY KEY, tbl INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    previous INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE outputs (stream TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL, format TEXT NOT NULL,
     total INTEGER NOT NULL, positions BLOB NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL,
     PRIMARY KEY (stream, first)) WITHOUT ROWID;
@@ -49,6 +52,19 @@ CREATE TABLE dead_letters (id INTEGER PRIMARY KEY, status TEXT NOT NULL, body BL
 CREATE TABLE history (id INTEGER PRIMARY KEY, position INTEGER NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL,
     crc INTEGER NOT NULL);
 """
+
+
+class TableState(msgspec.Struct, array_like=True):
+    """What is stored of a table: the rows of a generation, and the deltas after `folded`."""
+
+    generation: int = 0
+    rows: int = 0
+    bytes: int = 0
+    """Of the rows' bodies."""
+    folded: int = 0
+    """The last delta that the rows hold."""
+    last: int = 0
+    """The last delta."""
 
 
 class Progress(msgspec.Struct):
@@ -72,9 +88,12 @@ class Progress(msgspec.Struct):
     """How many entries the history has."""
     meta: int = 0
     """The sum of the checksums of `meta`."""
-    folded: int = 0
-    last_delta: int = 0
-    sums: dict[int, int] = {}
+    deltas: int = 0
+    """The id of the newest delta."""
+    generation: int = 0
+    """The newest generation, of whatever table."""
+    tables: dict[int, TableState] = {}
+    """By number."""
     commands: list[str] = []
     """Commands from the spool that are done, until their files are removed."""
 
@@ -153,14 +172,6 @@ def damaged(what: str) -> StoreDamaged:
     )
 
 
-_between = b"\xc1"  # never occurs in msgpack: no byte can move from a key to its entry unnoticed
-
-
-def sum_of_cells(rows: list[tuple[bytes, bytes]]) -> int:
-    """The additive checksum of cells, whatever their order."""
-    return sum(map(zlib.crc32, map(_between.join, rows)))
-
-
 class CellCodec:
     """How the cells of one table are stored: keys and entries, one by one and many at once."""
 
@@ -181,31 +192,19 @@ class CellCodec:
         """A `value(...)` is stored as a table with the one key None."""
         return cls(codec_for(type(None)), codec_for(list[bytes]), ttl=False)
 
-    def decode_rows(self, rows: list[tuple[bytes, bytes]]) -> dict[Any, Any]:
-        """Many cells at once: their bytes joined are the bytes of a list."""
-        if not rows:
-            return {}
-        keys, entries = zip(*rows, strict=True)
-        return dict(zip(self.keys(_as_list(keys)), self.entries(_as_list(entries)), strict=True))
 
+class PackedCells(msgspec.Struct, array_like=True):
+    """Cells that changed in a table, and keys that are gone."""
 
-def _as_list(parts: tuple[bytes, ...]) -> bytes:
-    return b"\xdd" + len(parts).to_bytes(4, "big") + b"".join(parts)
-
-
-class TableDelta(msgspec.Struct, array_like=True):
-    """What an epoch changed in one table."""
-
-    table: int
     keys: bytes
     entries: bytes
     gone: bytes
 
 
-encode_delta = msgspec.msgpack.Encoder().encode
-decode_delta = msgspec.msgpack.Decoder(list[TableDelta]).decode
+def pack_cells(keys: list[Any], entries: list[Any], gone: Iterable[Any]) -> bytes:
+    """The body of a delta, or of a row of cells."""
+    return _encode(PackedCells(pack(keys), pack(entries), pack(list(gone))))
 
 
-def table_delta(table: int, changed: dict[Any, Any], gone: Any) -> TableDelta:
-    """A table's delta in the form that is stored."""
-    return TableDelta(table, pack(list(changed)), pack(list(changed.values())), pack(list(gone)))
+_encode = msgspec.msgpack.Encoder().encode
+unpack_cells = msgspec.msgpack.Decoder(PackedCells).decode

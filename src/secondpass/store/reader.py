@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Generator, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -20,13 +19,13 @@ from secondpass.store.format import (
     OutputRow,
     Progress,
     StoredLetter,
+    TableState,
     check,
     damaged,
-    decode_delta,
     decode_letter,
     decode_progress,
     stretch,
-    sum_of_cells,
+    unpack_cells,
 )
 from secondpass.store.upgrade import UPGRADES
 from secondpass.store.wal import turn_beyond
@@ -36,7 +35,6 @@ Name = tuple[str, str]
 Moves = Mapping[Name, Name | None]
 """What an old name becomes; None drops it."""
 
-_LOAD_ROWS = 20_000
 _UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError)
 
 
@@ -56,7 +54,6 @@ class Cells(Protocol):
     def keys(self) -> Any: ...
     @property
     def entries(self) -> Any: ...
-    def decode_rows(self, rows: list[tuple[bytes, bytes]], /) -> dict[Any, Any]: ...
 
 
 class StoreReader:
@@ -218,52 +215,42 @@ class StoreReader:
             numbers = moved(self.tables(), moves or {})
             known = {numbers[name]: (name, codecs[name], cells[name]) for name in codecs if name in numbers}
             for number, (name, codec, into) in known.items():
-                self._load_table(number, name, codec, into)
+                self._load_rows(number, name, codec, into)
             self._apply_deltas(known)
         return cells
 
-    def _load_table(self, number: int, name: Name, codec: Cells, into: dict[Any, Any]) -> None:
-        total = count = 0
-        unreadable: Exception | None = None
-        cursor = self._db.execute("SELECT key, entry FROM cells WHERE tbl = ?", (number,))
-        while rows := list(islice(cursor, _LOAD_ROWS)):
-            total += sum_of_cells(rows)
-            count += len(rows)
-            try:
-                into.update(codec.decode_rows(rows))
-            except _UNREADABLE as error:
-                unreadable = error  # if the checksum fits, the type does not
-                break
-        for row in cursor:
-            total += sum_of_cells([row])
-        if total != self.progress.sums.get(number, 0):
-            raise damaged(f"the cells of {'.'.join(name)} do not match their checksum")
-        if unreadable is not None:
-            raise Unreadable(name, str(unreadable)) from unreadable
-        if len(into) != count:
-            raise damaged(f"{'.'.join(name)} holds a cell twice")
+    def _load_rows(self, table: int, name: Name, codec: Cells, into: dict[Any, Any]) -> None:
+        state = self.progress.tables.get(table, TableState())
+        rows = count = 0
+        for number, more, body, stored in self._db.execute(
+            "SELECT number, cells, body, crc FROM cells WHERE tbl = ? AND generation = ? ORDER BY number",
+            (table, state.generation),
+        ):
+            check(f"row {number} of {'.'.join(name)}", stored, body, table, state.generation, number, more)
+            if number != rows:
+                raise damaged(f"cells of {'.'.join(name)} are missing")
+            _apply(body, name, codec, into)
+            rows += 1
+            count += more
+        if rows != state.rows or len(into) != count:
+            raise damaged(f"cells of {'.'.join(name)} are missing")
 
     def _apply_deltas(self, known: dict[int, tuple[Name, Cells, dict[Any, Any]]]) -> None:
-        folded = last = self.progress.folded
-        for epoch, previous, cells, body, stored in self._db.execute(
-            "SELECT epoch, previous, cells, body, crc FROM deltas WHERE epoch > ? ORDER BY epoch", (folded,)
+        states = {table: self.progress.tables.get(table, TableState()) for table in known}
+        last = {table: state.folded for table, state in states.items()}
+        for number, table, epoch, previous, body, stored in self._db.execute(
+            "SELECT id, tbl, epoch, previous, body, crc FROM deltas ORDER BY id"
         ):
-            check(f"the delta of epoch {epoch}", stored, body, epoch, previous, cells)
-            if previous != last and not (last == folded and previous < folded):
-                raise damaged(f"the delta of epoch {previous} is missing")
-            last = epoch
-            for delta in decode_delta(body):
-                if delta.table not in known:
-                    continue  # a table that this chain does not have
-                name, codec, into = known[delta.table]
-                try:
-                    into.update(zip(codec.keys(delta.keys), codec.entries(delta.entries), strict=True))
-                    for key in codec.keys(delta.gone):
-                        into.pop(key, None)
-                except _UNREADABLE as error:
-                    raise Unreadable(name, str(error)) from error
-        if last != max(folded, self.progress.last_delta):
-            raise damaged(f"the delta of epoch {self.progress.last_delta} is missing")
+            if table not in known or number <= states[table].folded:
+                continue  # a table that this chain does not have, or a delta that its rows hold
+            check(f"delta {number}", stored, body, number, table, epoch, previous)
+            if previous != last[table]:
+                raise damaged(f"delta {previous} is missing")
+            last[table] = number
+            _apply(body, *known[table])
+        for table, state in states.items():
+            if last[table] != state.last:
+                raise damaged(f"delta {state.last} is missing")
 
     # ---- outputs and dead letters
 
@@ -317,6 +304,16 @@ class StoreReader:
             if 0 <= number < self.progress.letters:
                 raise damaged(f"dead letter {number} is missing")
         return None
+
+
+def _apply(body: bytes, name: Name, codec: Cells, into: dict[Any, Any]) -> None:
+    packed = unpack_cells(body)
+    try:
+        into.update(zip(codec.keys(packed.keys), codec.entries(packed.entries), strict=True))
+        for key in codec.keys(packed.gone):
+            into.pop(key, None)
+    except _UNREADABLE as error:
+        raise Unreadable(name, str(error)) from error
 
 
 def moved(known: Mapping[Name, int], moves: Moves) -> dict[Name, int]:
