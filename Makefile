@@ -68,7 +68,7 @@ crash: $(DEVELOP)  ## kill the running engine at KILLS random moments (SEED=)
 
 .PHONY: powerloss
 powerloss: $(DEVELOP)  ## restart from IMAGES disk images of a power loss (SEED=)
-	SECONDPASS_POWERLOSS_IMAGES=$(IMAGES) $(PYTEST) $(LONG) tests/crash/test_power_loss.py $(ARGS)
+	SECONDPASS_POWERLOSS_IMAGES=$(IMAGES) $(PYTEST) $(PARALLEL) $(LONG) tests/crash/test_power_loss.py $(ARGS)
 
 .PHONY: differential
 differential: $(DEVELOP)  ## compare CASES random apps with the plain loop (SEED=)

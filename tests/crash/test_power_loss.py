@@ -49,6 +49,7 @@ class Recording:
         self._monkeypatch = monkeypatch
         self.states: dict[int, State] = {}
         self.acknowledged: list[tuple[int, int]] = []
+        self.seen: Counter[str] = Counter()
 
     def record(self, files: dict[str, bytes], state: State | None) -> Disk:
         """Write on from these files, which hold this state."""
@@ -78,6 +79,11 @@ class Recording:
                 self._acknowledge(disk, writer.commit())
                 if len(self.states) >= TURNS:
                     break
+            progress = store.progress
+            self.seen["runs"] += 1
+            self.seen["folded"] += any(table.generation for table in progress.tables.values())
+            self.seen["pruned"] += bool(progress.kept_from)
+            self.seen["checkpointed"] += ("sync", 0) in disk.ops[len(disk.ops) // 2 :]
         finally:
             store.close(checkpoint=rng.random() < 0.5)
         return writer.state
@@ -91,8 +97,8 @@ class Recording:
         return max((turn for ops, turn in self.acknowledged if ops <= done), default=0)
 
 
-def look(directory: Path, states: dict[int, State], last_turn: int) -> tuple[str, str]:
-    """What became of an image: ("fine" | "lost" | "damaged" | "wrong", details)."""
+def look(directory: Path, states: dict[int, State], last_turn: int, *, write: bool) -> tuple[str, str]:
+    """What became of an image: ("fine" | "lost" | "damaged" | "wrong", details); `write` opens it to write too."""
     try:
         if last_turn == 0:
             Store.open(directory).close()  # nothing was promised yet: there is a store or one can be made
@@ -104,6 +110,8 @@ def look(directory: Path, states: dict[int, State], last_turn: int) -> tuple[str
         if store.turn < last_turn:
             return "lost", f"turn {store.turn}"
         difference = states[store.turn].differs_from(store)
+        if write and not difference:
+            difference = _after_opening(directory, states[store.turn])
     except (StoreDamaged, Unreadable) as error:
         return "damaged", str(error)
     finally:
@@ -111,10 +119,20 @@ def look(directory: Path, states: dict[int, State], last_turn: int) -> tuple[str
     return ("wrong", difference) if difference else ("fine", "")
 
 
+def _after_opening(directory: Path, state: State) -> str:
+    """How a store differs after it was opened to be written, and closed."""
+    Store.open(directory).close()
+    store = Store.open_to_read(directory)
+    try:
+        return state.differs_from(store)
+    finally:
+        store.close()
+
+
 def lose_power(
-    count: int, seed: str, synchronous: str, memory: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, seed: str, synchronous: str, memory: Path, monkeypatch: pytest.MonkeyPatch, seen: Counter[str]
 ) -> Iterator[tuple[str, str]]:
-    """What became of so many images, with a name for each."""
+    """What became of so many images, with a name for each; `seen` counts what the recorded stores did."""
     small_limits(monkeypatch)
     rng = random.Random(seed)
     image = Image(memory / "image")
@@ -130,8 +148,8 @@ def lose_power(
         for i, (done, found) in enumerate(disk.images(min(PER_RECORDING, count - number), rng)):
             image.put(found)
             last_turn = recording.last_turn(done)
-            outcome, details = look(image.directory, recording.states, last_turn)
             number += 1
+            outcome, details = look(image.directory, recording.states, last_turn, write=number % 40 == 0)
             where = f"image {number} of seed {seed!r}, after operation {done} of {len(disk.ops)} and turn {last_turn}"
             yield outcome, f"{where}: {outcome} {details}"
             if i == survivor and outcome == "fine" and last_turn > 0 and rng.random() < 0.7:
@@ -141,25 +159,32 @@ def lose_power(
                 state = recording.states[with_state.turn]
                 with_state.close()
         recording.states = {}
+    seen.update(recording.seen)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_acknowledged_epoch_is_lost_or_changed(
     part: int, seed: int, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for outcome, details in lose_power(IMAGES // PARTS, f"{seed} {part}", "FULL", memory, monkeypatch):
+    seen: Counter[str] = Counter()
+    for outcome, details in lose_power(IMAGES // PARTS, f"{seed} {part}", "FULL", memory, monkeypatch, seen):
         assert outcome == "fine", details
+    assert all(seen[what] for what in ("folded", "pruned", "checkpointed")), seen
 
 
 def test_without_a_sync_of_each_commit_the_same_images_lose_epochs(
     seed: int, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = Counter(outcome for outcome, _ in lose_power(2000, f"{seed}", "NORMAL", memory, monkeypatch))
+    found = Counter(
+        outcome for outcome, _ in lose_power(2000, f"{seed}", "NORMAL", memory, monkeypatch, Counter())
+    )
     assert found["lost"] > 100, found
 
 
 def test_without_any_sync_the_same_images_are_damaged(
     seed: int, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = Counter(outcome for outcome, _ in lose_power(500, f"{seed}", "OFF", memory, monkeypatch))
+    found = Counter(
+        outcome for outcome, _ in lose_power(500, f"{seed}", "OFF", memory, monkeypatch, Counter())
+    )
     assert found["damaged"] > 100, found
