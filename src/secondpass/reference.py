@@ -191,14 +191,14 @@ def run(
                 names = [t.name for t in tasks]
                 pass_on(record.event, position, (), names.index(record.task) if record.task else 0)
             elif isinstance(record, Tick):
-                now = max(now, record.time)
+                now = max(now, record.time) + 0.0  # one zero, not two
             else:
                 time = time_reader(record.__class__)(record)
                 refusal = None if time is None else refuse_time(time)
                 if refusal is not None:
                     dead_letters.append(DeadLetter(position, INTAKE, refusal, "", record))
                     continue
-                now = max(now, intake_time if time is None else time)
+                now = max(now, intake_time if time is None else time) + 0.0  # one zero, not two
                 pass_on(record, position, (), 0)
         except TaskError as stop:
             # What precedes the event stands, and nothing of the event: that is the log cut before it.

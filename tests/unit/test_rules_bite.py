@@ -200,7 +200,7 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
     (
         "6: now is the event's own time",
         rules.test_rule_6_now_is_the_largest_time_so_far_whatever_was_dropped,
-        changed(epoch.Epoch, "nows", "accumulate(times, max, initial=self.now)", "[0, *times]"),
+        changed(epoch.Epoch, "nows", "accumulate(at, max, initial=self.now)", "[0, *at]"),
     ),
     (
         "6: an epoch forgets the time before it",

@@ -43,10 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except (ReaderGone, BrokenPipeError):
-        # `secondpass outputs | head`. Python flushes stdout once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()  # `secondpass outputs | head`
         return 0
     except Exception as error:  # noqa: BLE001 - the last place where an error can be told
         report(error)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _give_up_stdout()
         return exit_code(error)
     return code if isinstance(code, int) else 0
+
+
+def _give_up_stdout() -> None:
+    """Let what is still buffered go nowhere: Python flushes once more at exit, and has a code of its own for that."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -56,14 +56,16 @@ class Epoch:
         if self._nows is None:
             times = self.times
             if len(times) == self.count and times[0] >= self.now and times == sorted(times):
-                self._nows = times
-            elif len(times) == self.count:
-                self._nows = list(accumulate(times, max, initial=self.now))[1:]
+                nows = times
             else:
-                at = [self.now] * self.count
-                for i, time in zip(self.origin, times, strict=True):
-                    at[i] = time
-                self._nows = list(accumulate(at, max, initial=self.now))[1:]
+                at = times
+                if len(times) != self.count:
+                    at = [self.now] * self.count
+                    for i, time in zip(self.origin, times, strict=True):
+                        at[i] = time
+                nows = list(accumulate(at, max, initial=self.now))[1:]
+            # They never fall, so where there is a zero is easily told; -0.0 is made 0.0, as everywhere.
+            self._nows = [now + 0.0 for now in nows] if nows[0] <= 0.0 <= nows[-1] else nows
         return self._nows
 
     def cut(self, index: int, offsets: list[Any]) -> Epoch:
@@ -78,7 +80,7 @@ class Epoch:
             times=self.times[:kept],
             refused={i: r for i, r in self.refused.items() if i < index},
             now=self.now,
-            now_after=max(self.now, max(self.times[:kept], default=self.now)),
+            now_after=max(self.now, max(self.times[:kept], default=self.now)) + 0.0,
             offsets=offsets,
             kinds=self.kinds,
             intake_time=self.intake_time,

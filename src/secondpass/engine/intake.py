@@ -148,7 +148,7 @@ class Intake:
             times=times,
             refused=refused,
             now=now,
-            now_after=max(now, self._latest),
+            now_after=max(now, self._latest) + 0.0,
             offsets=[f.place() for f in self._feeds],
             kinds=self._kinds if self._kinds is not None else set(map(type, events)),
             intake_time=intake_time,
