@@ -97,9 +97,36 @@ def _me() -> dict[str, Any]:
 
 def _read_holder(fd: int) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(os.pread(fd, 4096, 0), type=dict[str, Any])
+        named = msgspec.json.decode(os.pread(fd, 4096, 0), type=dict[str, Any])
     except msgspec.MsgspecError:
-        return {}  # the holder has the lock and has not written its name yet
+        named = {}
+    pid = _holder_by_kernel(fd)
+    if pid is None or named.get("pid") == pid:
+        return named
+    # It has the lock and has not written its name yet; what stands there is its predecessor's.
+    return {
+        "pid": pid,
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "started": _started(pid),
+        "since": "just now",
+    }
+
+
+def _holder_by_kernel(fd: int) -> int | None:
+    """The process that holds the lock as /proc/locks tells it; None where it does not.
+
+    A line of it: `1: FLOCK  ADVISORY  WRITE 1234 fe:00:131 0 EOF` (process, device in hex, inode).
+    """
+    inode = os.fstat(fd).st_ino
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return None  # not Linux
+    found = [line.split() for line in lines if " FLOCK " in line and " -> " not in line]
+    pids = {int(parts[4]) for parts in found if parts[5].endswith(f":{inode}")}
+    # An inode of the same number on another device would be a second one; 0 is a process we cannot see.
+    return pids.pop() if len(pids) == 1 and min(pids) > 0 else None
 
 
 def _describe(holder: dict[str, Any]) -> str:
