@@ -155,6 +155,7 @@ def lose_power(
             if i == survivor and outcome == "fine" and last_turn > 0 and rng.random() < 0.7:
                 # The next recording goes on from here: what one loss left behind meets the next.
                 files = found
+                image.put(found)
                 with_state = Store.open_to_read(image.directory)
                 state = recording.states[with_state.turn]
                 with_state.close()
