@@ -104,6 +104,7 @@ def test_an_app_withstands_what_goes_wrong_around_it(
     ends = time.monotonic() + SECONDS
     longest_s = max(0.5, min(60.0, SECONDS / 20))
     history: list[str] = []
+    stopped: list[Process] = []
     env: dict[str, str] = {}
     process = case.start("--follow")
     try:
@@ -112,19 +113,19 @@ def test_an_app_withstands_what_goes_wrong_around_it(
             fault = rng.choice(("kill", "kill", "interrupt", "stop", "fail"))
             history.append(fault)
             env = {"SECONDPASS_TEST_FAIL": rng.choice(FAILURES)} if fault == "fail" else {}
-            options = ["--follow"]
             if not process.ended(0.0):
                 if fault == "stop":
                     process.kill(signal.SIGSTOP)
-                    options.append("--take-over")
+                    stopped.append(process)
                 else:
                     process.kill(signal.SIGINT if fault == "interrupt" else signal.SIGKILL)
                     process.wait()
-            process = case.start(*options, **env)
+            # A take-over may itself be killed, so whoever was stopped once may still hold the store.
+            process = case.start("--follow", *["--take-over"] * bool(stopped), **env)
         writer.write(whole=True)
         process.kill()
         process.wait()
-        process = case.start("--follow")
+        process = case.start("--follow", "--take-over")
         until(lambda: _caught_up(case, writer.written), timeout_s=120)
         process.kill(signal.SIGTERM)
         assert process.wait() == 0, case.log()
@@ -133,6 +134,9 @@ def test_an_app_withstands_what_goes_wrong_around_it(
     except BaseException as error:
         error.add_note(f"SEED={seed}: {', '.join(history[-20:])}")
         raise
+    finally:
+        for left in stopped:  # one that was stopped before it had the lock is in nobody's way
+            left.kill()
 
 
 def _caught_up(case: Case, size: int) -> bool:
