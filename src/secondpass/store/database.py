@@ -72,9 +72,9 @@ class Store(StoreReader):
         super().__init__(connection, directory)
         self._lock = lock
         self._failed = False
-        self._started = False
         self._tables: dict[Name, int] = {}
-        self._cells: dict[Name, dict[Any, Any]] = {}
+        self._loaded: dict[Name, dict[Any, Any]] = {}
+        self._cells: dict[int, dict[Any, Any]] = {}
         self._fold = Fold(connection)
         self._oldest: dict[str, tuple[int, int] | None] = {}
 
@@ -222,13 +222,14 @@ class Store(StoreReader):
         app: Any,
         expired: Mapping[Name, Iterable[Any]] | None = None,
     ) -> None:
-        """Record the chain that runs from here on.
+        """Record the chain that runs from here on, after its cells were loaded with the same moves.
 
         `names` are its tables and values, as (task, name); `moves` maps an old one to its new name, or to
         None to drop it. The state of a task that is merely absent is kept for its return. `expired` are the
         keys of cells that must not come back though their table's time to live has grown.
         """
         failpoint("start.before")
+        cells, self._loaded = self._loaded, {}
         with self._transaction():
             known = self.tables()
             tables = moved(known, moves)
@@ -241,30 +242,28 @@ class Store(StoreReader):
                 gone_keys = list(keys)
                 self._put_delta(self._epoch, tables[name], pack_cells([], [], gone_keys))
                 for key in gone_keys:
-                    self._cells.get(name, {}).pop(key, None)
+                    cells[name].pop(key, None)
             number = max(known.values(), default=0)
             for name in names:
                 if name not in tables:
                     number += 1
                     tables[name] = number
-                    self._cells.setdefault(name, {})
+                    cells.setdefault(name, {})
             self._put_meta("app", app)
             self._put_meta("chain", chain)
             self._put_meta("tables", [[list(k), i] for k, i in tables.items()])
             self._remember(self.progress.position, "start", note)
             self._write_progress(self._epoch)
             failpoint("start.commit")
-            self._fold.take_up(
-                self.progress, {tables[n]: found for n, found in self._cells.items() if n in tables}
-            )
-        self._tables, self._started = tables, True
+            self._cells = {tables[name]: found for name, found in cells.items() if name in tables}
+            self._fold.take_up(self.progress, self._cells)
+        self._tables = tables
         failpoint("start.after")
 
     def load(self, codecs: Mapping[Name, Cells], moves: Moves | None = None) -> dict[Name, dict[Any, Any]]:
-        """All committed cells at rest; before `start` they stay the store's own, which `commit` keeps current."""
+        """All committed cells at rest. After `start` their dicts are the store's: `commit` keeps them current."""
         cells = super().load(codecs, moves)
-        if not self._started:
-            self._cells = cells
+        self._loaded = dict(cells)
         return cells
 
     # ---- committing
@@ -323,7 +322,7 @@ class Store(StoreReader):
     def _apply(self, deltas: Mapping[Name, Changes]) -> None:
         """What is committed is what the next fold writes."""
         for name, delta in deltas.items():
-            cells = self._cells.get(name)
+            cells = self._cells.get(self._tables[name])
             if cells is not None:
                 cells.update(delta.changed)
                 for key in delta.gone:
