@@ -173,3 +173,16 @@ def test_what_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
         Store.open(tmp_path / "file")
     with pytest.raises(StoreError, match="cannot use"):
         Store.open(tmp_path / "file" / "below")
+
+
+def test_every_directory_that_was_made_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("secondpass.store.database.sync_directory", synced.append)
+    directory = tmp_path / "one" / "two" / "three"
+    Store.open(directory).close()
+    assert set(synced) == {directory, *list(directory.parents)[:3]}
+    synced.clear()
+    Store.open(directory).close()
+    assert synced == [directory]

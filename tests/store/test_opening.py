@@ -204,6 +204,11 @@ def test_there_is_nothing_to_read_where_nothing_ran(directory: Path) -> None:
     Kept.open(directory).close()
 
 
+def test_a_file_system_without_shared_memory_is_refused(directory: Path) -> None:
+    with pytest.raises(StoreError, match="use a local directory"):
+        Store.open(directory, vfs="unix-dotfile")  # as on some network file systems, the WAL does not work
+
+
 def test_something_else_is_not_taken_for_a_store(directory: Path) -> None:
     directory.mkdir()
     (directory / FILE).write_text("notes " * 1000)

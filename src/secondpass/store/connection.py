@@ -46,7 +46,12 @@ def connect_to_write(
     _set_up(db)
     if path is not None:
         db.execute(f"PRAGMA page_size = {PAGE_SIZE}")
-        db.execute("PRAGMA journal_mode = WAL")
+        mode = db.pragma("journal_mode", "WAL")
+        if mode != "wal":
+            raise StoreError(
+                f"the file system of {path.parent} cannot hold a store: SQLite's WAL does not work there (is it on "
+                f"the network?); use a local directory"
+            )
         db.execute(f"PRAGMA synchronous = {synchronous}")
         db.execute(f"PRAGMA wal_autocheckpoint = {wal_pages}")
     return db
@@ -126,7 +131,7 @@ def reading(directory: Path | None) -> Generator[None]:
     try:
         with translated(directory):
             yield
-    except (msgspec.MsgspecError, TypeError, ValueError, LookupError, OverflowError, AttributeError) as error:
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
         raise damaged(f"{directory or 'memory'}: {error}") from error
 
 

@@ -96,7 +96,7 @@ class Store(StoreReader):
         """
         require_sqlite()
         try:
-            made = not directory.is_dir()
+            made = [path for path in (directory, *directory.parents) if not path.exists()]
             directory.mkdir(parents=True, exist_ok=True)
             lock = StoreLock(directory)
             lock.acquire(take_over=take_over)
@@ -110,8 +110,8 @@ class Store(StoreReader):
             undo.callback(db.close, True)
             store = cls(db, directory, lock)
             store._prepare()
-            if made:
-                sync_directory(directory.parent)
+            for path in made:
+                sync_directory(path.parent)
             sync_directory(directory)
             failpoint("store.open.after")
             undo.pop_all()
@@ -128,7 +128,8 @@ class Store(StoreReader):
     def _prepare(self) -> None:
         self._alone = True
         if self.directory is not None and not self._is_new():
-            back_up(self._db, self.directory)
+            with translated(self.directory):
+                back_up(self._db, self.directory)
         with self._transaction():
             if self._is_new():
                 self._refuse(self._turn_beyond())

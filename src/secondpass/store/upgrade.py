@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from secondpass.errors import StoreError
 from secondpass.store.connection import Database, sync_directory, sync_file
 from secondpass.store.format import FORMAT
 
@@ -24,10 +25,13 @@ def back_up(db: Database, directory: Path) -> None:
     if found >= FORMAT or copy.exists():
         return
     partial = copy.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    db.execute("VACUUM INTO ?", (str(partial),))
-    sync_file(partial)
-    partial.rename(copy)
+    try:
+        partial.unlink(missing_ok=True)
+        db.execute("VACUUM INTO ?", (str(partial),))
+        sync_file(partial)
+        partial.rename(copy)
+    except OSError as error:
+        raise StoreError(f"cannot copy the store to {copy} before its upgrade: {error.strerror}") from error
     sync_directory(directory)
 
 
