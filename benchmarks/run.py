@@ -19,10 +19,10 @@ BEGIN, END = "<!-- results: begin", "<!-- results: end -->"
 
 # name, title, arguments, arguments of a quick run
 ALL = [
-    ("cheap_chains", "Cheap chains, file to file", [], ["--events", "50000", "--rounds", "1"]),
-    ("by_hand", "The usual hand-made design", ["--events", "100000", "--rounds", "3"],
+    ("cheap_chains", "Cheap chains, file to file", ["--rounds", "3"], ["--events", "50000", "--rounds", "1"]),
+    ("by_hand", "The usual hand-made design", ["--events", "50000", "--rounds", "1"],
      ["--events", "2000", "--rounds", "1"]),
-    ("errors", "Failing events", ["--events", "500000"], ["--events", "20000", "--rounds", "1"]),
+    ("errors", "Failing events", ["--events", "500000", "--rounds", "3"], ["--events", "20000", "--rounds", "1"]),
     ("trickle", "A stream that trickles", [], ["--events", "100"]),
     ("memory", "Memory over a long stream", [], ["--events", "200000"]),
     ("reopen", "Reopening a store", [], ["--cells", "10000", "--rounds", "1"]),

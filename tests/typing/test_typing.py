@@ -105,3 +105,17 @@ def test_the_checker_reports_each_mistake_where_it_stands(tmp_path: Path, experi
         (number, re.search(r"# (report\w+)$", line)) for number, line in enumerate(MISTAKES.splitlines())
     )
     assert found == {(number, mark[1]) for number, mark in marked if mark}
+
+
+def test_the_app_in_the_readme_passes_the_strict_check(tmp_path: Path) -> None:
+    readme = (HERE.parents[1] / "README.md").read_text()
+    app = re.search(r"```python file=roadside\.py\n(.*?)```", readme, re.DOTALL)
+    assert app is not None
+    (tmp_path / "roadside.py").write_text(app[1])
+    settings = {"typeCheckingMode": "strict", "pythonVersion": "3.11"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [str(CHECKER), "--outputjson", "--pythonpath", sys.executable, "-p", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert report["summary"]["filesAnalyzed"] == 1
+    assert report["generalDiagnostics"] == []
