@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,19 @@ def test_a_large_table_is_folded_without_a_long_commit(kept: Kept) -> None:
     assert kept.store.progress.generation >= 2
     # A slice is in proportion to the epoch, not to the table.
     assert 0 < max(rows[10:]) < 20 * max(rows[1], 8_000)
+
+
+def test_what_a_fold_left_behind_when_it_was_cut_short_goes(
+    opened: Callable[[], Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fold, "BYTES_MIN", 4000)
+    monkeypatch.setattr(fold, "SLICE_BYTES", 200)
+    kept = opened()
+    kept.commit(dict.fromkeys(range(1000), 0.5))
+    for _ in range(30):
+        kept.commit({1: 1.0})  # a fold is under way
+        assert kept.store.progress.tables[kept.store.tables()[SEEN]].generation == 0
+        kept.close()
+        kept = opened()
+    assert kept.execute("SELECT count(DISTINCT generation) FROM cells")[0][0] <= 3
+    assert kept.seen == {**dict.fromkeys(range(1000), 0.5), 1: 1.0}
