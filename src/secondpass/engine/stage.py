@@ -343,12 +343,7 @@ class Stage:
         self._swept[name] = 2 * (len(cells) - len(expired)) + 1024
 
     def apply(self) -> None:
-        """Make the committed deltas the base of the next epoch."""
-        for name, delta in self._deltas.items():
-            cells = self.tables[name]
-            cells.update(delta.changed)
-            for key in delta.gone:
-                cells.pop(key, None)
+        """The epoch is committed: the store has brought `tables` up to date, the base of the next one."""
         self.values.update(self._values_after)
         self._live.rests = dict(self.values)
         self._rollback()

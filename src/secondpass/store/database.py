@@ -22,6 +22,7 @@ import apsw
 from secondpass.codec import pack
 from secondpass.errors import StoreDamaged, StoreError
 from secondpass.failpoints import failpoint
+from secondpass.store import hugepages
 from secondpass.store.connection import (
     SQLITE_MIN,
     WAL_PAGES,
@@ -259,6 +260,7 @@ class Store(StoreReader):
             self._cells = {tables[name]: found for name, found in cells.items() if name in tables}
             self._fold.take_up(self.progress, self._cells)
         self._tables = tables
+        hugepages.ask(sum(map(len, self._cells.values())))
         failpoint("start.after")
 
     def load(self, codecs: Mapping[Name, Cells], moves: Moves | None = None) -> dict[Name, dict[Any, Any]]:
@@ -283,6 +285,9 @@ class Store(StoreReader):
         began_at = self.progress.position
         failpoint("commit.before")
         self.progress = progress
+        # First, while the cells that the epoch read are in the processor's cache. Should the write fail, nobody
+        # looks at them again: it is this store's last.
+        self._apply(deltas)
         with self._transaction():
             self._put_deltas(epoch, deltas)
             for row in outputs:
@@ -298,7 +303,6 @@ class Store(StoreReader):
             self._write_progress(epoch)
             failpoint("commit.sync.before")
         self._epoch = epoch
-        self._apply(deltas)
         failpoint("commit.after")
 
     def _put_deltas(self, epoch: int, deltas: Mapping[Name, Changes]) -> None:
@@ -321,7 +325,7 @@ class Store(StoreReader):
         self.progress.deltas = state.last = number
 
     def _apply(self, deltas: Mapping[Name, Changes]) -> None:
-        """What is committed is what the next fold writes."""
+        """Bring the cells that `start` took over up to date; they are also what a fold writes."""
         for name, delta in deltas.items():
             cells = self._cells.get(self._tables[name])
             if cells is not None:

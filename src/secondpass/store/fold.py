@@ -1,7 +1,7 @@
 """Folding: a table is written anew, a slice with each commit, and its old deltas go.
 
 At the next start a table is read from the rows of its generation, and then its deltas since. When the deltas
-have grown as large as the table, a new generation begins:
+have grown half as large again as the table, a new generation begins:
 
     begin       the table's keys are noted, and its last delta
     slice       some cells, as they are committed now, in one row; in proportion to what the epoch itself adds
@@ -11,8 +11,8 @@ A slice may be newer than the noted delta. That changes nothing: the deltas afte
 top of all slices, in order, and the last of them is the newest. So a crash in the middle leaves nothing half
 done either: the rows of a generation that never counted are garbage.
 
-All costs are in bytes: folding writes about as much as the deltas themselves take, and a start reads at most
-three times what the cells take.
+All costs are in bytes: folding writes two thirds of what the deltas themselves take, and a start reads at most
+three times what the cells take (the rows, the deltas when a fold begins, and half as much that comes during it).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from secondpass.store.connection import Database
 from secondpass.store.format import Progress, TableState, crc, pack_cells
 
 BYTES_MIN = 256 * 1024
-"""A fold begins when a table's deltas hold this many bytes, or as many as the table if that is more."""
+"""A fold begins when a table's deltas hold this many bytes, or half as many again as the table if that is more."""
 SLICE_BYTES = 4096
-"""Written with one commit at least; half as much again as the commit adds where that is more."""
+"""Written with one commit at least; twice what the commit adds where that is more."""
 DELTA_BYTES = 400
 """What a delta counts beside its body: to apply it takes as long as to load that much of a table."""
 ROW_BYTES_MAX = 1024 * 1024
@@ -85,7 +85,7 @@ class Fold:
         self._delete(_GONE_AT_ONCE + 2 * tables)
         if self._table is None and not self._begin(progress):
             return
-        limit = max(SLICE_BYTES, 3 * (added + DELTA_BYTES * tables) // 2)
+        limit = max(SLICE_BYTES, 2 * (added + DELTA_BYTES * tables))
         while limit > 0 and self._table is not None:
             limit -= self._slice(progress, self._table, min(limit, ROW_BYTES_MAX))
         failpoint("fold.slice.after")
@@ -96,7 +96,7 @@ class Fold:
             return False
         table, waiting = max(self._waiting.items(), key=lambda item: item[1].bytes)
         before = progress.tables.get(table, TableState())
-        if waiting.bytes < max(BYTES_MIN, before.bytes):
+        if waiting.bytes < max(BYTES_MIN, 3 * before.bytes // 2):
             return False
         progress.generation += 1
         self._table = table
