@@ -8,7 +8,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, cast
 
 from secondpass.codec import is_class
-from secondpass.errors import DefinitionError
+from secondpass.errors import DefinitionError, SettingsError
 from secondpass.task import Task, accepts, from_function
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from secondpass.engine.summary import Summary
 
+WORKERS_MAX = 1024
 MAIN = "main"
 """The name of the stream of what the chain passes."""
 
@@ -35,8 +36,9 @@ class App:
     ([1, 3], 5)
 
     `source` (or several `sources`) is a connector or any iterable; `sink` a connector or any callable, for
-    what the chain passes; `sinks` names those of the tasks' named outputs. Raises `DefinitionError` for
-    what cannot work, before anything runs.
+    what the chain passes; `sinks` names those of the tasks' named outputs. `workers` is the number of processes
+    that may run tasks beside this one (default: the cores that this process may use; 0: none). Raises
+    `DefinitionError` for what cannot work, before anything runs.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class App:
         tasks: Sequence[Task[Any] | Callable[[Any], Any]] = (),
         sink: Any = None,
         sinks: Mapping[str, Any] | None = None,
+        workers: int | None = None,
     ) -> None:
         if not name or name[0] in "_.-" or not _NAME_LETTERS.issuperset(name):
             raise DefinitionError(
@@ -67,6 +70,9 @@ class App:
         self.sinks: dict[str, Any] = {} if sink is None else {MAIN: sink}
         self.sinks.update(sinks or {})
         self._check_sinks()
+        self.workers = checked_workers(workers)
+        self.spec: str | None = None
+        """What `load` was asked for."""
         self.file: Path | None = None
         """The file that `load` found the app in."""
 
@@ -89,13 +95,15 @@ class App:
         rename: Mapping[str, str] | None = None,
         drop: Sequence[str] = (),
         take_over: bool = False,
+        workers: int | None = None,
         **more: Any,
     ) -> Summary:
         """Run the app until its input ends, and say what happened.
 
         `store` is a directory (default `.secondpass/<name>` beside the app's file); None keeps everything
         in memory. Running again continues where the last run stopped. `fresh` throws the store away first.
-        `rename={"Old": "New"}` and `drop=["Old"]` say what becomes of state whose task has gone.
+        `rename={"Old": "New"}` and `drop=["Old"]` say what becomes of state whose task has gone. `workers` as in
+        `App(workers=)`, for this run.
         """
         # The one step up: an app is what the engine runs, and users start there.
         from pathlib import Path
@@ -112,6 +120,7 @@ class App:
             rename=dict(rename or {}),
             drop=tuple(drop),
             take_over=take_over,
+            workers=checked_workers(workers),
             **more,
         )
 
@@ -138,6 +147,16 @@ class App:
     def __repr__(self) -> str:
         chain = " -> ".join(t.name for t in self.tasks) or "(no tasks)"
         return f"App({self.name!r}: {chain})"
+
+
+def checked_workers(workers: int | None) -> int | None:
+    """A number of workers that can be; raises `SettingsError` otherwise."""
+    if workers is not None and (type(workers) is not int or not 0 <= workers <= WORKERS_MAX):
+        raise SettingsError(
+            f"workers={workers!r}: write a number of processes, 0 (none) to {WORKERS_MAX}; left out, it is that of "
+            f"the cores"
+        )
+    return workers
 
 
 def _as_task(found: Any) -> Task[Any]:

@@ -8,7 +8,8 @@
     ├── TaskError               your task's code did something at one event
     │   ├── TaskFault           it broke a rule of meaning (a wrong type in a cell, a returned bool, ...)
     │   ├── TaskStopped         it raised, and `on_error="stop"` asks to stop there
-    │   └── SetupFailed         its `setup()` raised
+    │   ├── SetupFailed         its `setup()` raised
+    │   └── WorkerLost          somebody ends its worker, again and again
     ├── WorldError              the world outside failed
     │   ├── InputError          an input cannot be read, or is not the one read before
     │   ├── OutputError         an output cannot be written, or is not the one written before
@@ -75,6 +76,10 @@ class TaskStopped(TaskError):
 
 class SetupFailed(TaskError):
     """A task's `setup()` raised."""
+
+
+class WorkerLost(TaskError):
+    """Whenever an event runs, its worker is ended from outside."""
 
 
 class WorldError(SecondpassError):

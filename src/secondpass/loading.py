@@ -37,6 +37,7 @@ def load(spec: str) -> App:
                 raise UsageError(f"no module {target}; for a file write {target}.py") from None
             raise
     app = _pick(module, attribute, spec)
+    app.spec = spec
     file = getattr(module, "__file__", None)
     app.file = Path(file).resolve() if file else None
     return app

@@ -1,4 +1,4 @@
-"""What a log holds, as the engine and the reference take it: events, refusals, retries and ticks."""
+"""What a log holds, as the engine and the reference take it: events, refusals, retries, ticks and verdicts."""
 
 from __future__ import annotations
 
@@ -51,6 +51,33 @@ class DeadLetter(NamedTuple):
     source: str = ""
 
 
+class Verdict(NamedTuple):
+    """An event killed its workers: that task is not called for it, as decided once, by trial.
+
+    In a log it stands before the event that it is about, and takes no position of its own.
+    """
+
+    position: int
+    task: str
+    path: tuple[int, ...]
+    """The event's index in each list it was emitted in; empty for the record's own event."""
+    error: str
+    traceback: str
+
+    @property
+    def place(self) -> tuple[int, str, tuple[int, ...]]:
+        return self.position, self.task, self.path
+
+
+class Told(Exception):
+    """An error that happened in another process, or that a verdict tells of: its text and its traceback."""
+
+    def __init__(self, text: str, traceback: str) -> None:
+        super().__init__(text)
+        self.text = text
+        self.traceback = traceback
+
+
 def refuse_time(time: float) -> str | None:
     """Why an event time cannot be taken; None when it can.
 
@@ -70,12 +97,16 @@ def refuse_time(time: float) -> str | None:
 
 def error_text(error: BaseException) -> str:
     """`ValueError: what it says`, in one line."""
+    if isinstance(error, Told):
+        return error.text
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 def trace_text(error: BaseException) -> str:
     """The traceback from the task's own frames on, so that it is the same wherever the call was made."""
+    if isinstance(error, Told):
+        return error.traceback
     frames = traceback.extract_tb(error.__traceback__)
     own = [i for i, frame in enumerate(frames) if not frame.filename.startswith(_OURS)]
     kept = frames[own[0] :] if own else frames[-1:]

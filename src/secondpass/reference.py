@@ -5,8 +5,8 @@
         otherwise: fire the timers that are due, then pass the event through the started tasks in order
 
 Everything else in secondpass is a faster or safer way to this answer, and is tested against it. It is
-also what `secondpass.testing` gives to users. Commands, timers, lookups and verdicts have their place in
-`run`, where the loop looks at a record's kind.
+also what `secondpass.testing` gives to users. Commands, timers and lookups have their place in `run`, where the
+loop looks at a record's kind.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from typing import Any
 from secondpass.app import MAIN
 from secondpass.errors import TaskError, TaskFault, TaskStopped
 from secondpass.event import time_reader
-from secondpass.record import INTAKE, DeadLetter, Refused, Retry, Tick, error_text, refuse_time, trace_text
+from secondpass.record import (
+    INTAKE,
+    DeadLetter,
+    Refused,
+    Retry,
+    Tick,
+    Told,
+    Verdict,
+    error_text,
+    refuse_time,
+    trace_text,
+)
 from secondpass.state import CallValues, Moment, Table, TableSpec
 from secondpass.task import Task, accepts, attach, bind, call_of, expand, keys_of
 
@@ -83,17 +94,23 @@ class Step:
         return not self.types or isinstance(event, self.types)
 
     def call(
-        self, event: Any, position: int, now: float, path: tuple[int, ...], enforce_keys: bool = False
+        self,
+        event: Any,
+        position: int,
+        now: float,
+        path: tuple[int, ...],
+        allowed: frozenset[Any] | None = None,
     ) -> tuple[list[Any], bool]:
-        """The events put out, and whether they branch; raises and changes nothing when the call fails."""
+        """The events put out, and whether they branch; raises and changes nothing when the call fails.
+
+        `allowed` are the only keys that the call may touch; None allows all of the task's state.
+        """
         moment = self.moment
         moment.position, moment.now, moment.path = position, now, path
         moment.begin()
+        if allowed is not None:
+            self._allow(allowed)
         try:
-            if enforce_keys:
-                allowed = keys_of(self.task, event)
-                for table in self.tables.values():
-                    table.allowed = allowed
             found = expand(self._call(event), event, self.task.name)
             # All are looked at before any is kept: a call is kept whole.
             for table in self._parts:
@@ -106,10 +123,14 @@ class Step:
             moment.begin()
             raise
         finally:
-            if enforce_keys:
-                for table in self.tables.values():
-                    table.allowed = None
+            if allowed is not None:
+                self._allow(None)
         return found
+
+    def _allow(self, keys: frozenset[Any] | None) -> None:
+        for table in self.tables.values():
+            table.allowed = keys
+        self.values.barred = keys is not None
 
 
 def stop_error(task: Task[Any], position: int, event: Any, error: BaseException) -> TaskError:
@@ -134,8 +155,8 @@ def run(
 ) -> Result:
     """What `log` means to the chain `tasks`.
 
-    Records are events, `Refused`, `Retry` or `Tick`; a record's position is its index. An event without
-    a `time` gets `intake_time`.
+    Records are events, `Refused`, `Retry` or `Tick`; a record's position is its index, not counting the
+    `Verdict`s among them. An event without a `time` gets `intake_time`.
     """
     cells: dict[str, dict[str, Any]] = {t.name: {} for t in tasks}
     values: dict[str, dict[str, bytes]] = {t.name: {} for t in tasks}
@@ -145,6 +166,7 @@ def run(
         streams.update({n: [] for n in type(task)._shape.outputs if n not in streams})
     tallies = {t.name: Tally() for t in tasks}
     dead_letters: list[DeadLetter] = []
+    verdicts: dict[tuple[int, str, tuple[int, ...]], Verdict] = {}
     now = float("-inf")
 
     def pass_on(event: Any, position: int, path: tuple[int, ...], first: int) -> None:
@@ -155,7 +177,10 @@ def run(
             name, tally = step.task.name, tallies[step.task.name]
             tally.events += 1
             try:
-                results, branched = step.call(event, position, now, path, enforce_keys)
+                if (verdict := verdicts.get((position, name, path))) is not None:
+                    raise Told(verdict.error, verdict.traceback)
+                allowed = keys_of(step.task, event) if enforce_keys else None
+                results, branched = step.call(event, position, now, path, allowed)
             except KeyboardInterrupt:
                 raise
             except CAUGHT as error:
@@ -182,7 +207,12 @@ def run(
             (event,) = results
         streams[MAIN].append(event)
 
-    for position, record in enumerate(log):
+    position = -1
+    for index, record in enumerate(log):
+        if isinstance(record, Verdict):
+            verdicts[record.place] = record
+            continue
+        position += 1
         try:
             if isinstance(record, Refused):
                 reason, raw, offset, source = record
@@ -202,7 +232,7 @@ def run(
                 pass_on(record, position, (), 0)
         except TaskError as stop:
             # What precedes the event stands, and nothing of the event: that is the log cut before it.
-            before = run(tasks, log[:position], intake_time=intake_time, enforce_keys=enforce_keys)
+            before = run(tasks, log[:index], intake_time=intake_time, enforce_keys=enforce_keys)
             before.stopped = stop
             return before
 

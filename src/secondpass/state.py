@@ -465,6 +465,8 @@ class CallValues(dict[str, Any]):
         self._specs = specs
         self._kept: dict[str, bytes] = {}
         self.rests = rests
+        self.barred = False
+        """Whether this call may touch keys of tables only."""
 
     def __missing__(self, name: str) -> Any:
         spec = self._specs[name]
@@ -473,6 +475,11 @@ class CallValues(dict[str, Any]):
 
     def check(self) -> None:
         """Look at what the call touched; raises, before anything is kept, where it cannot be kept."""
+        if self and self.barred:
+            name = next(iter(self))
+            raise TaskFault(
+                f"{self._specs[name].owner}.{name}: to touch a value, keys() must return ALL for this event"
+            )
         self._kept = {name: self._specs[name].rest(live) for name, live in self.items()} if self else {}
 
     def keep(self) -> None:

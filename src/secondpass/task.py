@@ -57,6 +57,9 @@ class Options(msgspec.Struct, frozen=True):
 
     name: str = ""
     on_error: Literal["dead_letter", "stop", "pass"] = "dead_letter"
+    place: Literal["auto", "inline", "workers"] = "auto"
+    limit_s: float | None = None
+    copies: int | None = None
 
 
 class Shape:
@@ -138,18 +141,42 @@ class Task(Generic[E]):
         *,
         name: str | None = None,
         on_error: Literal["dead_letter", "stop", "pass"] | None = None,
+        place: Literal["auto", "inline", "workers"] | None = None,
+        limit_s: float | None = None,
+        copies: int | None = None,
     ) -> Self:
-        """The same task, run in another way.
+        """The same task, run in another way; none of it changes what the task computes.
 
         `on_error` says what becomes of an event whose call raises: it is set aside (`"dead_letter"`), the
         app stops before it (`"stop"`), or it goes on as if this task were not there (`"pass"`).
+
+        `place` says where it runs: `"inline"` in the hub, on `"workers"`, or wherever it costs less (`"auto"`).
+        `limit_s` bounds the seconds of one event: an event that takes longer, four times, is set aside. `copies`
+        is the number of processes that may have this task, where its resources are scarce (one GPU: 1). A task
+        with either runs on workers.
         """
-        given = {"name": name, "on_error": on_error}
+        given = {
+            "name": name,
+            "on_error": on_error,
+            "place": place,
+            "limit_s": None if limit_s is None else float(limit_s),
+            "copies": copies,
+        }
         changes = {k: v for k, v in given.items() if v is not None}
         if on_error is not None and on_error not in ("dead_letter", "stop", "pass"):
             raise SettingsError(f"options(on_error={on_error!r}): write 'dead_letter', 'stop' or 'pass'")
+        if place is not None and place not in ("auto", "inline", "workers"):
+            raise SettingsError(f"options(place={place!r}): write 'auto', 'inline' or 'workers'")
+        if limit_s is not None and not limit_s > 0:
+            raise SettingsError(f"options(limit_s={limit_s!r}): write a positive number of seconds")
+        if copies is not None and (type(copies) is not int or copies < 1):
+            raise SettingsError(f"options(copies={copies!r}): write a number of processes, 1 or more")
+        options = msgspec.structs.replace(self._options, **changes)
+        if options.place == "inline" and (options.limit_s or options.copies):
+            what = "limit_s" if options.limit_s else "copies"
+            raise SettingsError(f"options(place='inline', {what}=...): {what} needs a process of its own")
         twin = copy.copy(self)
-        object.__setattr__(twin, "_options", msgspec.structs.replace(self._options, **changes))
+        object.__setattr__(twin, "_options", options)
         _stand_alone(twin)
         return twin
 
@@ -512,12 +539,24 @@ def _new(result: Any, given: Any, name: str) -> Any:
 
 
 def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
-    """The keys that a task declares for an event; None for all of them."""
+    """The keys that a task declares for an event; None for all of them.
+
+    What `keys` itself raises is no answer, so the event may touch all: then `handle` decides what becomes of it,
+    as where nobody asks for keys. Raises `TaskFault` for what is no iterable of keys.
+    """
     declare = getattr(type(task), "keys", None)
     if declare is None:
         return None
-    found = declare(task, event)
-    if found is ALL:
+    try:
+        found = declare(task, event)
+        if found is ALL:
+            return None
+        if isinstance(found, types.GeneratorType):
+            found = list(typing.cast("Iterable[Any]", found))
+    except TaskFault:
+        raise
+    except Exception as error:  # noqa: BLE001 - user code
+        _warn_of_keys(task, error)
         return None
     if issubclass(found.__class__, (str, bytes, Event, Mapping)) or not isinstance(found, Iterable):
         raise TaskFault(
@@ -525,7 +564,27 @@ def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
             f" or ALL"
         )
     keys = typing.cast("Iterable[Hashable]", found)
-    return frozenset(keys)
+    try:
+        return frozenset(keys)
+    except TypeError as error:
+        raise TaskFault(f"{task.name}.keys returned {found!r}, which are no keys: {error}") from None
+
+
+def _warn_of_keys(task: Task[Any], error: Exception) -> None:
+    """Say once for each task that its keys() fails: such events wait for all others."""
+    from logging import getLogger  # only where something is wrong
+
+    if task.name not in _warned:
+        _warned.add(task.name)
+        getLogger("secondpass").warning(
+            "%s.keys raised %s: %s; such an event may touch all cells, so nothing runs beside it",
+            task.name,
+            type(error).__name__,
+            error,
+        )
+
+
+_warned: set[str] = set()
 
 
 # ---------------------------------------------------------------- descriptions

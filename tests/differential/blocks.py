@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from secondpass import Event, Task, UntypedEvent, output, table, value
+from secondpass import ALL, Event, Task, UntypedEvent, output, table, value
 
 
 class Reading(Event):
@@ -307,6 +307,81 @@ class Survey(Task):
         return event
 
 
+class Near(Task):
+    """Neighbouring cells of a table with a time to live, declared: too many for some events, all for others."""
+
+    ttl_s: float = 0.1
+    every: int = 0
+    last = table(int, float, ttl_s="ttl_s")
+    counts = table(int, int, default=0)
+    kept = output()
+
+    def keys(self, event):
+        k = key(event)
+        if hit(event, self.every, 1):
+            return ALL
+        if hit(event, self.every, 2):
+            raise LookupError(f"no keys for {number(event)}")
+        return range(k - 2, k + 2)
+
+    def handle(self, event):
+        k, n = key(event), number(event)
+        if hit(event, self.every, 1):
+            return Alert(n=n, k=k, about=(len(self.counts), *self.last.items()))
+        self.counts[k] += 1
+        if n % 5 == 0:
+            self.counts.pop(k - 1, None)
+        known = self.last.get(k)
+        for cell in (k - 1, k, k + 1):
+            self.last[cell] = self.now
+        if hit(event, self.every, 3):
+            raise RuntimeError(f"event {n} is bad")
+        if known is None:
+            self.kept.emit(event)
+            return event
+        return None if n % 2 else [event, Alert(n=n, k=k, level=float(self.counts[k]))]
+
+
+class Owned(Task[Reading | Alert]):
+    """Objects under keys of several types, each event under its own."""
+
+    spread: int = 3
+    tracks = table(tuple[int, str], Track)
+    names = table(str, list[int], factory=list)
+    total = value(int, 0)
+    pages = output(Alert)
+
+    def keys(self, event):
+        k, n = key(event), number(event)
+        if self.spread and n % 7 == 0:
+            return ALL
+        return {(k % 3, "t"), str(k), str(k + 1)} if n % self.spread else (str(k),)
+
+    def handle(self, event):
+        k, n = key(event), number(event)
+        if self.spread and n % 7 == 0:
+            self.total += 1
+            self.pages.emit(Alert(n=n, k=k, about=(self.total, *self.names)))
+            if n % 14 == 0:
+                self.names.clear()
+            return event
+        self.names[str(k)].append(n)
+        if n % self.spread == 0:
+            self.log.info("event %d", n)
+            return event
+        self.names[str(k + 1)] = self.names[str(k)]
+        track = self.tracks.get((k % 3, "t"))
+        if track is None:
+            self.tracks[k % 3, "t"] = Track(Level.LOW, [0.5], {})
+        else:
+            track.values.append(float(n))
+            track.seen[str(k)] = n
+            if n % 4 == 0:
+                del self.tracks[k % 3, "t"]
+        self.count("owned")
+        return event.to(Alert, level=float(len(self.names[str(k)])))
+
+
 class Place(Task):
     """What a call may ask for: time, position, random numbers."""
 
@@ -354,6 +429,8 @@ BLOCKS: list[Any] = [
     Fail,
     Break,
     Survey,
+    Near,
+    Owned,
     Place,
     Plain,
     Score,

@@ -118,6 +118,10 @@ def _task(rng: random.Random, index: int) -> TaskSpec:
         settings["ttl_s"] = rng.choice([0.1, 0.1, 1, 3.5, 300])
     elif kind is blocks.Fail:
         settings |= {"every": rng.choice([1, 2, 5, 19]), "after": rng.choice([0, 0, 10, 25])}
+    elif kind is blocks.Near:
+        settings |= {"every": rng.choice([0, 5, 11]), "ttl_s": rng.choice([0.1, 1, 300])}
+    elif kind is blocks.Owned:
+        settings["spread"] = rng.choice([2, 3, 5])
     elif kind is blocks.Break:
         settings |= {"every": rng.choice([0, 3, 11, 29]), "how": rng.randrange(5)}
         on_error = "stop"
@@ -224,11 +228,12 @@ def _sources(case: Case, rng: random.Random) -> list[Scripted]:
 def _in_memory_differs(case: Case, rng: random.Random) -> str | None:
     log = case.log
     want = meant(case.tasks(), log)
-    for _ in range(2):
-        got = in_memory(case.tasks(), log, pace(rng), _sources(case, rng))
+    for way in ("in memory", "in memory", "on workers"):
+        crew = random.Random(rng.random()) if way == "on workers" else None
+        got = in_memory(case.tasks(), log, pace(rng), _sources(case, rng), crew=crew)
         found = difference(want, got) or misplaced(log, got, _number)
         if found is not None:
-            return f"in memory: {found}"
+            return f"{way}: {found}"
     return None
 
 
@@ -267,6 +272,8 @@ def _in_store_differs(case: Case, rng: random.Random, directory: Path) -> str | 
             found = difference(want, left, stops=False)
             if found is not None:
                 return f"in a store, where it stopped: {found}"
+            if isinstance(log[left.position], Retry):
+                del log[left.position]  # a retry that stops the app is not tried again
             mended = True
         elif retries and left.letters:
             # Sent again now, it is the next record; a second run must find it there and nowhere else.

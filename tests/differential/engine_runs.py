@@ -28,6 +28,8 @@ from secondpass.connectors.contract import Batch
 from secondpass.engine import intake as intake_module
 from secondpass.engine import stage as stage_module
 from secondpass.engine.compare import codecs_of
+from secondpass.engine.crew import Crew
+from secondpass.engine.inprocess import InProcess
 from secondpass.engine.outbox import decode_event, decode_events
 from secondpass.engine.stage import Stage
 from secondpass.errors import TaskError, TaskFault
@@ -55,7 +57,7 @@ class Pace:
         self.careful = self._rng.random() < self._careful
         return self._rng.choice(self._sizes)
 
-    def ran(self, records: int, seconds: float) -> None:
+    def ran(self, records: int, seconds: float, *, heavy: bool = False) -> None:
         pass
 
 
@@ -211,16 +213,32 @@ def meant(tasks: Sequence[Task[Any]], log: Sequence[Any]) -> Left:
     return Left(found.streams, found.dead_letters, found.state, found.tallies, found.now, stopped)
 
 
+def with_crew(hub: Any, rng: random.Random) -> None:
+    """Give a hub workers that take turns in this process, some of them lost, and tasks that move at every epoch."""
+    stages, size = hub.chain.stages, rng.randint(1, 4)
+    lose = rng.choice([0.0, 0.0, 0.1])
+    workers = InProcess(tuple(s.given for s in stages), size, rng.randrange(2**32), lose=lose)
+    hub.chain.crew = Crew(size, lambda: workers, lambda verdict: None)
+    share = rng.choice([0.5, 1.0])
+    hub.chain.placement.choose = lambda: [rng.random() < share for _ in stages]
+
+
 def in_memory(
-    tasks: Sequence[Any], log: Sequence[Any], pace: Any, sources: Sequence[Any] | None = None
+    tasks: Sequence[Any],
+    log: Sequence[Any],
+    pace: Any,
+    sources: Sequence[Any] | None = None,
+    crew: random.Random | None = None,
 ) -> Left:
-    """What the engine makes of a log without a store."""
+    """What the engine makes of a log without a store; with `crew`, on workers too."""
     hubs: list[Any] = []
     outcomes: list[tuple[int, Any]] = []
 
     def watch(hub: Any) -> None:
         hubs.append(hub)
         hub.pacer = pace
+        if crew is not None:
+            with_crew(hub, crew)
         commit = hub.commit
 
         def committing(epoch: Any, outcome: Any) -> Any:
@@ -234,7 +252,7 @@ def in_memory(
     stopped = None
     with fixed_clock():
         try:
-            app.run(store=None, on_start=watch)
+            app.run(store=None, on_start=watch, workers=0)
         except TaskError as error:
             stopped = f"{type(error).__name__}: {error}"
     (hub,) = hubs
@@ -282,7 +300,9 @@ def in_store(
 
     with fixed_clock(), killing_at(kill_at):
         try:
-            return app.run(store=directory, limit=limit, on_start=watch, rename=rename, drop=drop).ended
+            return app.run(
+                store=directory, limit=limit, on_start=watch, rename=rename, drop=drop, workers=0
+            ).ended
         except TaskError as error:
             return f"{type(error).__name__}: {error}"
         except Killed:

@@ -118,12 +118,12 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
     (
         "3: dead letters are in the order of the chain",
         rules.test_rule_3_dead_letters_keep_the_order_of_the_plain_loop,
-        changed(chain.Chain, "run", "key=lambda found: found[:2]", "key=lambda found: 0"),
+        changed(chain.Chain, "_add", "key=lambda found: found[:2]", "key=lambda found: 0"),
     ),
     (
         "3: the first task that stops is reported",
         rules.test_rule_3_the_reason_of_a_stop_is_the_plain_loops_too,
-        changed(chain.Chain, "run", "stop, passed = cut, cut.passed", "raise"),
+        changed(chain.Chain, "_in_turn", "stop, end = cut, cut.passed", "raise"),
     ),
     (
         "4: an error undoes nothing, carefully",
@@ -133,7 +133,7 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
     (
         "4: an error undoes nothing, in the fast run",
         lambda agree: rules.test_rule_4_an_error_undoes_its_call_and_nothing_else(agree, (2.0, 3.0)),
-        changed(stage.Stage, "run", "self._rollback()", "pass"),
+        changed(stage.Stage, "_go_carefully", "self._rollback()", "pass"),
     ),
     (
         "4: counters of undone calls count",

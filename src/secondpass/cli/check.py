@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 EVENTS = 10_000
 CUTS = ((1, False), (7, False), (64, False), (64, True), (0, False), (0, True))
 """Records of an epoch (0 for all at once), and whether every call is looked at."""
+WORKERS = (1, 2, 8)
+WORKERS_EPOCH = 500
 HASH_SEEDS = ("0", "1", "random")
 
 PLAIN = "plain loop"
@@ -42,6 +44,12 @@ _CUT = (
     "set's elements, objects shared between cells, and attributes outside the declared type do not survive that. "
     "If the task does none of it, this is a bug of secondpass: please report it"
 )
+_PLACED = (
+    "the answer depends on the process that runs the task. A worker gets the event and the cells of its keys, and "
+    "nothing else: not what handle keeps in globals, class attributes or files. Declare it with table() or value(), or "
+    "make it in setup() from what does not change. If the task does none of it, this is a bug of secondpass: please "
+    "report it"
+)
 _KEYS = "keys() must return every key that handle touches for that event, or ALL"
 _INPUT = (
     "the source gives other events when it is read again, so a restart could not go on where it stopped. A source "
@@ -59,8 +67,8 @@ def check(app: str, limit: int, quiet: bool, as_json: bool) -> int:
     """Run an app in several ways and show the first difference.
 
     Takes the first events of the app's real input through the plain loop that defines what an app means,
-    with keys enforced, then through the engine with epochs cut in several ways, and with several hash
-    seeds. Outputs, dead letters, counts and the final state must be the same. No store is made and the
+    with keys enforced, then through the engine with epochs cut in several ways, with several hash seeds, and on
+    1, 2 and 8 workers. Outputs, dead letters, counts and the final state must be the same. No store is made and the
     app's sinks are left alone.
     """
     from secondpass.cli import ways
@@ -70,14 +78,16 @@ def check(app: str, limit: int, quiet: bool, as_json: bool) -> int:
     tell: Callable[[str], None] = (
         (lambda _: None) if quiet or as_json else (lambda s: click.echo(s, err=True))
     )
-    tell(
-        f"{loaded.name}: {text.plural(len(log), 'event')}, in {2 + len(_cuts(len(log))) + len(HASH_SEEDS) - 1} ways"
-    )
+    no_workers = ways.why_no_workers(loaded)
+    count = 1 + len(_cuts(len(log))) + len(HASH_SEEDS) + (0 if no_workers else len(WORKERS))
+    tell(f"{loaded.name}: {text.plural(len(log), 'event')}, in {count} ways")
+    if no_workers:
+        tell(f"  without workers: {no_workers}")
     intake_time = time.time()
     found: list[Way] = []
     difference: Difference | None = None
     expected: Trace | None = None
-    for name, run in _ways(app, loaded, log, intake_time):
+    for name, run in _ways(app, loaded, log, intake_time, () if no_workers else WORKERS):
         began = time.perf_counter()
         trace = run()
         seconds = time.perf_counter() - began
@@ -110,7 +120,7 @@ def _cuts(records: int) -> list[tuple[int, bool]]:
 
 
 def _ways(
-    spec: str, app: App, log: Sequence[Any], intake_time: float
+    spec: str, app: App, log: Sequence[Any], intake_time: float, workers: Sequence[int]
 ) -> Iterator[tuple[str, Callable[[], Trace]]]:
     """Every way with its name; the plain loop first."""
     from secondpass.cli import ways
@@ -125,6 +135,11 @@ def _ways(
         )
     for seed in HASH_SEEDS:
         yield f"engine, hash seed {seed}", partial(ways.with_hash_seed, spec, len(log), intake_time, seed)
+    for size in workers:
+        yield (
+            f"engine, {text.plural(size, 'worker')}",
+            partial(ways.engine, app, log, intake_time, WORKERS_EPOCH, careful=False, workers=size),
+        )
 
 
 def _same_lines(report: CheckReport, trace: Trace) -> list[str]:
@@ -214,12 +229,12 @@ def _why(way: str, app: App, log: Sequence[Any], intake_time: float, expected: T
     """The likely cause; what can be tried is tried."""
     from secondpass.cli import ways
 
-    if expected.ended is not None and found.ended is None and "keys()" in expected.ended:
+    if any(t.ended is not None and "keys()" in t.ended for t in (expected, found)):
         return _KEYS
     again = ways.plain_loop(app, log, intake_time)
     if msgspec.msgpack.encode(again) != msgspec.msgpack.encode(expected):
         return _REPEATED
-    return _HASHED if "hash seed" in way else _CUT
+    return _HASHED if "hash seed" in way else _PLACED if "worker" in way else _CUT
 
 
 def _input_parting(expected: Trace, found: Trace) -> _Parting | None:

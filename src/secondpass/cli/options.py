@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from secondpass.app import WORKERS_MAX
 from secondpass.cli.exits import set_debug
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,6 +75,16 @@ def limit_option(text: str, *, default: int | None = None) -> Callable[[F], F]:
         )
 
     return add
+
+
+def workers_option(function: F) -> F:
+    """`--workers N`."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(0, WORKERS_MAX),
+        metavar="N",
+        help="Processes that may run tasks beside this one; 0: none.  [default: the app's, or one for each core]",
+    )(function)
 
 
 def confirmed(question: str, *, yes: bool) -> None:

@@ -17,6 +17,7 @@ from secondpass.cli.options import (
     json_option,
     limit_option,
     quiet_option,
+    workers_option,
 )
 from secondpass.cli.progress import logging_to
 from secondpass.cli.run_report import code_of, report_of, say_hints, summary_lines
@@ -66,6 +67,7 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 @click.option(
     "--accept-output", is_flag=True, help="An output was changed or removed; go on after what is there."
 )
+@workers_option
 @quiet_option
 @json_option
 @debug_option
@@ -81,6 +83,7 @@ def run(
     take_over: bool,
     accept_input: bool,
     accept_output: bool,
+    workers: int | None,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -120,6 +123,7 @@ def run(
                 take_over=take_over,
                 accept_input=accept_input,
                 accept_output=accept_output,
+                workers=workers,
                 on_start=started,
                 on_epoch=progress.epoch,
             )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from secondpass.app import App
 from secondpass.cli import text
 from secondpass.cli.apps import describe_sink, shown
 from secondpass.cli.exits import DONE, INTERRUPTED
-from secondpass.cli.shapes import RunReport, StreamReport, TaskReport
+from secondpass.cli.shapes import PlaceReport, RunReport, StreamReport, TaskReport
 
 if TYPE_CHECKING:
     from secondpass.engine.summary import Summary
@@ -29,6 +30,7 @@ def report_of(summary: Summary, app: App, sinks: Mapping[str, Any]) -> RunReport
             errors=tally.errors,
             counts=dict(tally.counts),
             seconds=summary.busy_s.get(name),
+            placed=place_of(msgspec.to_builtins(summary.placed[name])) if name in summary.placed else None,
         )
         for name, tally in summary.tasks.items()
     ]
@@ -55,9 +57,43 @@ def report_of(summary: Summary, app: App, sinks: Mapping[str, Any]) -> RunReport
         tasks=tasks,
         streams=streams,
         dead_letters=summary.dead_letters,
+        workers=summary.workers,
+        convicted=summary.deaths.convicted,
+        acquitted=summary.deaths.acquitted,
+        deaths_s=round(summary.deaths.seconds, 3),
         changes=list(summary.changes),
         silent_tasks=summary.silent_tasks,
     )
+
+
+def place_of(stored: Any) -> PlaceReport:
+    """Where a task ran, from plain data."""
+    return msgspec.convert(stored, PlaceReport)
+
+
+def place_table(tasks: Sequence[TaskReport], workers: int, seconds: float | None = None) -> list[str]:
+    """A row for each task: where it ran, and what kept it from going faster."""
+    rows: list[list[str]] = []
+    for task in tasks:
+        placed = task.placed
+        if placed is None:
+            continue
+        shipped = placed.shipped
+        rows.append(
+            [
+                task.name,
+                placed.where if placed.where == "both" else placed.now,
+                text.DASH if placed.cost_s is None else f"{placed.cost_s * 1e6:,.1f}",
+                text.percent(placed.busy_s, seconds * workers)
+                if shipped and seconds and workers
+                else text.DASH,
+                text.percent(placed.waited, shipped) if shipped else text.DASH,
+                text.DASH if placed.width is None else f"{placed.width:,.1f}",
+                f"{text.size(placed.bytes // shipped)}/event" if shipped else text.DASH,
+            ]
+        )
+    head = ["task", "runs", "µs/event", "busy", "waited", "width", "shipped"]
+    return text.table(head, rows, right="llrrrrr")
 
 
 def code_of(summary: Summary) -> int:
@@ -96,9 +132,10 @@ def task_table(report: RunReport) -> list[str]:
                 per_event,
             ]
         )
-    around_s = max(0.0, report.seconds - in_tasks_s)
-    per_event = f"{around_s / report.events * 1e6:,.1f}" if report.events else text.DASH
-    rows.append(["(reading, storing)", "", "", "", "", text.percent(around_s, report.seconds), per_event])
+    if not report.workers:  # with workers, it is mostly waiting for them
+        around_s = max(0.0, report.seconds - in_tasks_s)
+        per_event = f"{around_s / report.events * 1e6:,.1f}" if report.events else text.DASH
+        rows.append(["(reading, storing)", "", "", "", "", text.percent(around_s, report.seconds), per_event])
     return text.table(
         ["task", "events", "passed", "dropped", "errors", "time", "µs/event"], rows, right="lrrrrrr"
     )
@@ -134,16 +171,31 @@ def summary_lines(report: RunReport, spec: str) -> list[str]:
     lines = [headline(report), ""]
     if report.tasks:
         lines += [*task_table(report), *counter_lines(report), ""]
+        if report.workers:
+            lines += [*place_table(report.tasks, report.workers, report.seconds), ""]
     lines += [*stream_table(report, spec), ""]
     rows: list[tuple[str, str]] = []
     if report.dead_letters:
         found = click.style(text.count(report.dead_letters), fg="yellow")
         rows.append(("dead letters", f"{found}: secondpass dead-letters list {spec}"))
+    if report.workers:
+        rows.append(("workers", _workers(report)))
     if report.store is not None:
         rows.append(("store", shown(report.store)))
     if report.ended != "end of input" and report.store is not None:
         rows.append(("to go on", f"secondpass run {spec}"))
     return [*lines, *text.fields(rows)]
+
+
+def _workers(report: RunReport) -> str:
+    told = text.count(report.workers)
+    if report.convicted or report.acquitted:
+        each_s = report.deaths_s / (report.convicted + report.acquitted)
+        told += (
+            f"; they ended at {text.plural(report.convicted + report.acquitted, 'event')}, of which "
+            f"{report.convicted} always ended them and are set aside ({text.duration(each_s)} each)"
+        )
+    return told
 
 
 def say_hints(report: RunReport) -> None:

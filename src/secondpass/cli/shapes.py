@@ -18,6 +18,21 @@ def says(description: str) -> msgspec.Meta:
     return msgspec.Meta(description=description)
 
 
+class PlaceReport(Shape):
+    """Where a task ran, and what that cost."""
+
+    where: Annotated[
+        Literal["inline", "workers", "both"], says("in the process that stores, on workers; both if it moved")
+    ]
+    now: Annotated[Literal["inline", "workers"], says("where it ran last")]
+    cost_s: Annotated[float | None, says("seconds of one event, as measured last")]
+    busy_s: Annotated[float, says("seconds on workers, added up")]
+    shipped: Annotated[int, says("events that went to workers")]
+    bytes: Annotated[int, says("that went to workers and back")]
+    waited: Annotated[int, says("events that had to wait for an earlier one with a key of theirs")]
+    width: Annotated[float | None, says("events that could run at once, as far as their keys let them")]
+
+
 class TaskReport(Shape):
     """What became of the events that reached one task."""
 
@@ -28,6 +43,7 @@ class TaskReport(Shape):
     errors: int
     counts: Annotated[dict[str, int], says("its own counters")]
     seconds: Annotated[float | None, says("time spent in it; null where it is not known")] = None
+    placed: Annotated[PlaceReport | None, says("where it ran; null where it is not known")] = None
 
 
 class StreamReport(Shape):
@@ -54,6 +70,10 @@ class RunReport(Shape):
     tasks: list[TaskReport]
     streams: list[StreamReport]
     dead_letters: Annotated[int, says("events set aside in this run")]
+    workers: Annotated[int, says("processes that ran tasks; 0 where none was started")]
+    convicted: Annotated[int, says("events that were set aside since they ended their workers")]
+    acquitted: Annotated[int, says("events at which a worker ended, and which ran well alone")]
+    deaths_s: Annotated[float, says("seconds that such events took, each from the first death to its end")]
     changes: Annotated[list[str], says("how the chain differs from that of the run before")]
     silent_tasks: Annotated[list[str], says("tasks that dropped everything")]
 

@@ -17,6 +17,7 @@ from secondpass.cli.exits import exit_code
 from secondpass.cli.group import HELP
 from secondpass.cli.options import debug_option, json_option, store_option, stored_app_argument
 from secondpass.cli.places import find_store, find_stores
+from secondpass.cli.run_report import place_of, place_table
 from secondpass.cli.shapes import (
     HolderReport,
     SourceReport,
@@ -90,7 +91,11 @@ def report_of(directory: Path) -> StoreReport:
             committed=_committed(directory),
             size_bytes=sum(p.stat().st_size for p in _files(directory)),
             chain=chain,
-            tasks=[_task(name, progress.tallies[name]) for name in chain if name in progress.tallies],
+            tasks=[
+                _task(name, progress.tallies[name], progress.places.get(name))
+                for name in chain
+                if name in progress.tallies
+            ],
             streams=[
                 StreamReport(name=name, outputs=0, total=number, to=_target(progress.sinks.get(name)))
                 for name, number in progress.numbers.items()
@@ -113,7 +118,7 @@ def _committed(directory: Path) -> float | None:
     return max((p.stat().st_mtime for p in _files(directory)), default=None)
 
 
-def _task(name: str, tally: dict[str, Any]) -> TaskReport:
+def _task(name: str, tally: dict[str, Any], placed: Any) -> TaskReport:
     return TaskReport(
         name=name,
         events=tally["events"],
@@ -121,6 +126,7 @@ def _task(name: str, tally: dict[str, Any]) -> TaskReport:
         dropped=tally["dropped"],
         errors=tally["errors"],
         counts=tally.get("counts", {}),
+        placed=None if placed is None else place_of(placed),
     )
 
 
@@ -203,6 +209,8 @@ def _details(report: StoreReport) -> list[str]:
             for t in report.tasks
         ]
         lines += ["", *text.table(["task", "events", "passed", "dropped", "errors"], table, right="lrrrr")]
+    if any(t.placed is not None and t.placed.shipped for t in report.tasks):
+        lines += ["", *place_table(report.tasks, 0)]
     counts = [[t.name, n, text.count(c)] for t in report.tasks for n, c in sorted(t.counts.items())]
     if counts:
         lines += ["", *text.table(["task", "counter", "count"], counts, right="llr")]

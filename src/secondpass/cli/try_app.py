@@ -14,9 +14,24 @@ from secondpass.cli.apps import load_app
 from secondpass.cli.exits import DONE
 from secondpass.cli.group import HELP
 from secondpass.cli.letters import letter_of
-from secondpass.cli.options import app_argument, debug_option, json_option, limit_option, quiet_option
+from secondpass.cli.options import (
+    app_argument,
+    debug_option,
+    json_option,
+    limit_option,
+    quiet_option,
+    workers_option,
+)
 from secondpass.cli.progress import Progress, logging_to
-from secondpass.cli.run_report import code_of, counter_lines, headline, report_of, say_hints, task_table
+from secondpass.cli.run_report import (
+    code_of,
+    counter_lines,
+    headline,
+    place_table,
+    report_of,
+    say_hints,
+    task_table,
+)
 from secondpass.cli.shapes import Letter, RunReport, TryLine, line
 from secondpass.cli.watching import progress_for
 from secondpass.errors import SettingsError
@@ -121,10 +136,19 @@ class LetterWatch:
     metavar="N",
     help=f"Print so many outputs of each stream.  [default: {SHOWN_ON_TERMINAL} on a terminal, else all]",
 )
+@workers_option
 @quiet_option
 @json_option
 @debug_option
-def try_app(app: str, limit: int | None, stream: str, show: int | None, quiet: bool, as_json: bool) -> int:
+def try_app(
+    app: str,
+    limit: int | None,
+    stream: str,
+    show: int | None,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
     """Run an app in memory and print what it puts out.
 
     No store is made and the app's sinks are left alone. What the chain passes goes to standard output as
@@ -151,7 +175,9 @@ def try_app(app: str, limit: int | None, stream: str, show: int | None, quiet: b
         progress.epoch(hub)
 
     with progress, logging_to(progress, quiet=quiet):
-        summary = run_app(loaded, store=None, limit=limit, on_start=progress.started, on_epoch=looked)
+        summary = run_app(
+            loaded, store=None, limit=limit, workers=workers, on_start=progress.started, on_epoch=looked
+        )
     report = report_of(summary, loaded, real_sinks)
     if as_json:
         text.say(line(TryLine(summary=report)))
@@ -166,6 +192,8 @@ def _summary_lines(report: RunReport, show: int | None, spec: str) -> list[str]:
     lines = ["", headline(report), ""]
     if report.tasks:
         lines += [*task_table(report), *counter_lines(report), ""]
+        if report.workers:
+            lines += [*place_table(report.tasks, report.workers, report.seconds), ""]
     for stream in report.streams:
         hidden = 0 if show is None else max(0, stream.outputs - show)
         told = f" ({text.count(hidden)} not shown: --show {stream.outputs})" if hidden else ""

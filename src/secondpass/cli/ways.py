@@ -2,6 +2,7 @@
 
     plain loop      reference.py: every cell decoded anew for every call, keys enforced
     engine          the real hub with a store in memory, its epochs cut as wanted
+    workers         the same, every task on so many processes
     hash seed       the same in a process of its own, `python -m secondpass.cli.ways`
 
 A `Trace` is what a way gave, as text: two are the same exactly when the answers are.
@@ -31,6 +32,7 @@ from secondpass.connectors.contract import Batch
 from secondpass.connectors.memory import as_source
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.intake import Intake
+from secondpass.engine.recipe import NotPortable, recipe_for
 from secondpass.engine.run import run_app
 from secondpass.errors import TaskError, UsageError
 from secondpass.record import DeadLetter, Refused
@@ -167,6 +169,15 @@ class _FixedTime(Intake):
         return self._readers[kind]
 
 
+def why_no_workers(app: App) -> str | None:
+    """Why other processes cannot run the app's tasks; None if they can."""
+    try:
+        recipe_for(app)
+    except NotPortable as error:
+        return str(error)
+    return None
+
+
 # ---------------------------------------------------------------- the ways
 
 
@@ -180,7 +191,7 @@ class Cut:
     def limit(self) -> int:
         return self._records
 
-    def ran(self, records: int, seconds: float) -> None:
+    def ran(self, records: int, seconds: float, *, heavy: bool = False) -> None:
         """Its length stays."""
 
 
@@ -200,8 +211,10 @@ def plain_loop(app: App, log: Sequence[Any], intake_time: float) -> Trace:
     )
 
 
-def engine(app: App, log: Sequence[Any], intake_time: float, records: int, *, careful: bool) -> Trace:
-    """What the hub makes of it with epochs of so many records."""
+def engine(
+    app: App, log: Sequence[Any], intake_time: float, records: int, *, careful: bool, workers: int = 0
+) -> Trace:
+    """What the hub makes of it with epochs of so many records; with workers, all tasks run there."""
     trace = Trace(input=list(map(_record_crc, log)))
     twin = copy.copy(app)
     source = Recorded(log)
@@ -212,6 +225,7 @@ def engine(app: App, log: Sequence[Any], intake_time: float, records: int, *, ca
         hubs.append(hub)
         hub.pacer = Cut(records, careful=careful)  # type: ignore[assignment]  # the same three names
         hub.intake = _FixedTime([source], intake_time)
+        hub.chain.placement.isolated = bool(workers)
         commit = hub.commit
 
         def committed(epoch: Epoch, outcome: Outcome) -> Any:
@@ -220,9 +234,9 @@ def engine(app: App, log: Sequence[Any], intake_time: float, records: int, *, ca
 
         hub.commit = committed  # type: ignore[method-assign]  # also reached where a task stops the app
 
-    with _quietly():
+    with _quietly(), _workers_quiet() if workers else contextlib.nullcontext():
         try:
-            summary = run_app(twin, store=None, on_start=started)
+            summary = run_app(twin, store=None, on_start=started, workers=workers)
             trace.counts = {name: _counts(tally) for name, tally in summary.tasks.items()}
         except TaskError as error:
             trace.ended, trace.ended_at = str(error), error.details.get("position")
@@ -279,6 +293,20 @@ def _quietly() -> Generator[None]:
             yield
     finally:
         logger.propagate, logger.handlers = before, handlers
+
+
+@contextlib.contextmanager
+def _workers_quiet() -> Generator[None]:
+    """Workers print to the standard error that they inherit."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 # ---------------------------------------------------------------- another process, another hash seed

@@ -2,63 +2,122 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from secondpass.app import MAIN
+from secondpass.engine.crew import Crew
 from secondpass.engine.epoch import Epoch, Outcome, Where, path_of
-from secondpass.engine.stage import Cut, Stage
+from secondpass.engine.flow import Flow, InlineLane, WorkerLane, tally_of
+from secondpass.engine.placement import Placement
+from secondpass.engine.stage import Again, Cut, Passed, Stage
 from secondpass.record import INTAKE, DeadLetter, Refused
+
+Parts = list[tuple[int, list[Passed]]]
+"""By depth: what a stage put out, in parts, in order."""
 
 
 class Chain:
-    """The stages of an app, in order."""
+    """The stages of an app, in order, and where they run."""
 
-    def __init__(self, stages: list[Stage], streams: dict[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self, stages: list[Stage], streams: dict[str, tuple[str, ...]], crew: Crew | None = None
+    ) -> None:
         self.stages = stages
         self.writers = streams
+        self.crew = crew
+        self.placement = Placement(tuple(s.given for s in stages), 0 if crew is None else crew.size)
 
     def run(self, epoch: Epoch, careful: bool) -> Outcome:
         """Run every task over the epoch, in chain order; raises `Cut` where the app must stop."""
+        first_depth = 0
+        if epoch.retry is not None and epoch.retry.task != INTAKE:
+            first_depth = [s.name for s in self.stages].index(epoch.retry.task)
+        places = self._places(epoch)[first_depth:]
+        if any(places):
+            try:
+                parts, events, where = self._flow(epoch, places, first_depth, careful)
+            except Again:
+                self.discard()
+                parts, events, where = self._flow(epoch, places, first_depth, True)
+        else:
+            parts, events, where = self._in_turn(epoch, first_depth, careful)
         outcome = Outcome()
+        outcome.streams[MAIN] = (events, _indexes(where))
+        self._add(outcome, epoch, parts, first_depth)
+        return outcome
+
+    def _places(self, epoch: Epoch) -> list[bool]:
+        """For each stage: whether it runs on workers."""
+        if epoch.dangerous and self.crew is not None:
+            return [True] * len(self.stages)
+        return self.placement.choose()
+
+    def _in_turn(self, epoch: Epoch, first_depth: int, careful: bool) -> tuple[Parts, list[Any], Any]:
+        """All in this process, one task after the other."""
+        end = Passed(epoch.kinds)
+        end.events = epoch.events
+        where: Any = epoch.origin
+        parts: Parts = []
+        stop: Cut | None = None
+        for depth, stage in enumerate(self.stages[first_depth:], first_depth):
+            busy_s, events = stage.busy_s, len(end.events)
+            try:
+                end = stage.run(epoch, end.events, where, end.kinds, careful)
+            except Cut as cut:
+                # The tasks behind it may stop the app earlier, at what it passed on before.
+                stop, end = cut, cut.passed
+            where = end.where
+            self.placement.gauges[depth].measured(events, stage.busy_s - busy_s, careful=careful)
+            parts.append((depth, [end]))
+        if stop is not None:
+            raise stop
+        return parts, end.events, where
+
+    def _flow(
+        self, epoch: Epoch, places: list[bool], first_depth: int, careful: bool
+    ) -> tuple[Parts, list[Any], Any]:
+        """Some in this process and some on workers, all at once."""
+        assert self.crew is not None
+        gauges = self.placement.gauges[first_depth:]
+        lanes: list[InlineLane | WorkerLane] = [
+            WorkerLane(stage, gauge, first_depth + i, epoch)
+            if place
+            else InlineLane(stage, gauge, epoch, careful)
+            for i, (stage, gauge, place) in enumerate(
+                zip(self.stages[first_depth:], gauges, places, strict=True)
+            )
+        ]
+        Flow(lanes, self.crew).run(epoch.events, epoch.origin, epoch.kinds)
+        last = lanes[-1].parts
+        events = [event for part in last for event in part.events]
+        where = [w for part in last for w in part.where]
+        return [(first_depth + i, lane.parts) for i, lane in enumerate(lanes)], events, where
+
+    def _add(self, outcome: Outcome, epoch: Epoch, parts: Parts, first_depth: int) -> None:
+        """What all stages put out beside the chain's own stream, in the order of the plain loop."""
         emitted: dict[str, list[tuple[Where, int, int, Any]]] = {n: [] for n in self.writers if n != MAIN}
         letters: list[tuple[tuple[int, ...], int, DeadLetter]] = [
             ((i,), -1, _letter(epoch, i, refused)) for i, refused in epoch.refused.items()
         ]
-        events: list[Any] = epoch.events
-        where: Any = epoch.origin
-        kinds, first_depth = epoch.kinds, 0
-        if epoch.retry is not None and epoch.retry.task != INTAKE:
-            first_depth = [s.name for s in self.stages].index(epoch.retry.task)
-        stop: Cut | None = None
-        for depth, stage in enumerate(self.stages):
-            if depth < first_depth:
-                continue
-            try:
-                passed = stage.run(epoch, events, where, kinds, careful)
-            except Cut as cut:
-                # The tasks behind it may stop the app earlier, at what it passed on before.
-                stop, passed = cut, cut.passed
-            events, where, kinds = passed.events, passed.where, passed.kinds
-            outcome.tallies[stage.name] = passed.tally
-            outcome.logged += passed.logged
-            letters += [(path_of(w), depth, letter) for w, letter in passed.letters]
-            for seq, (stream, event, w) in enumerate(passed.emitted):
-                emitted[stream].append((w, depth, seq, event))
-        if stop is not None:
-            raise stop
-        outcome.streams[MAIN] = (events, _indexes(where))
-        for stream, found in emitted.items():
+        for depth, found in parts:
+            outcome.tallies[self.stages[depth].name] = tally_of(found)
+            seq = count()
+            for passed in found:
+                outcome.logged += passed.logged
+                letters += [(path_of(w), depth, letter) for w, letter in passed.letters]
+                for stream, event, w in passed.emitted:
+                    emitted[stream].append((w, depth, next(seq), event))
+        for stream, put_out in emitted.items():
             if len(self.writers[stream]) > 1:
-                found.sort(key=_plain_order)
-            outcome.streams[stream] = ([f[3] for f in found], _indexes([f[0] for f in found]))
+                put_out.sort(key=_plain_order)
+            outcome.streams[stream] = ([f[3] for f in put_out], _indexes([f[0] for f in put_out]))
         letters.sort(key=lambda found: found[:2])
         outcome.letters = [letter for _, _, letter in letters]
         now = epoch.now_after
-        for depth, stage in enumerate(self.stages):
-            if depth >= first_depth:
-                deltas, outcome.values[stage.name] = stage.changes(now)
-                outcome.deltas.update({(stage.name, table): delta for table, delta in deltas.items()})
-        return outcome
+        for stage in self.stages[first_depth:]:
+            deltas, outcome.values[stage.name] = stage.changes(now)
+            outcome.deltas.update({(stage.name, table): delta for table, delta in deltas.items()})
 
     def apply(self, outcome: Outcome) -> None:
         """The epoch is committed: its deltas are the base of the next."""
@@ -68,6 +127,8 @@ class Chain:
 
     def discard(self) -> None:
         """The epoch is not committed: forget it."""
+        if self.crew is not None:
+            self.crew.give_up()
         for stage in self.stages:
             stage.discard()
 

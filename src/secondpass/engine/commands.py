@@ -14,6 +14,7 @@ import msgspec
 from secondpass.engine.epoch import Epoch
 from secondpass.engine.intake import Intake
 from secondpass.engine.outbox import decode_event
+from secondpass.engine.quarantine import KILLED
 from secondpass.event import owned, untyped
 from secondpass.record import INTAKE, Retry, error_text
 from secondpass.store.database import Store
@@ -52,6 +53,7 @@ class Commands:
     def _epoch(self, number: int, progress: Progress, command: Command) -> Epoch:
         self._refusal, retry = None, Retry(command.letter, INTAKE, None)
         events: list[Any] = []
+        dangerous = False
         found = self._store.letter(command.letter)
         if found is None:
             self._refusal = f"there is no dead letter {command.letter}"
@@ -59,6 +61,7 @@ class Commands:
             self._refusal = f"dead letter {command.letter} was {found[0]} already"
         elif command.kind == "retry":
             letter = found[1]
+            dangerous = letter.error.startswith(KILLED)
             task = letter.task if letter.task in self._tasks else INTAKE
             try:
                 retry = Retry(command.letter, task, self._event_of(letter, command))
@@ -80,6 +83,7 @@ class Commands:
             offsets=progress.sources,
             kinds=set(map(type, events)),
             retry=retry,
+            dangerous=dangerous,
         )
 
     def _event_of(self, letter: StoredLetter, command: Command) -> Any:

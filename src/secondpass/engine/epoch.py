@@ -47,6 +47,8 @@ class Epoch:
     offsets: list[Any]
     kinds: set[type]
     retry: Retry | None = None
+    dangerous: bool = False
+    """Whether it holds an event that has ended its process before."""
     intake_time: float | None = None
     taken: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     _nows: list[float] | None = None

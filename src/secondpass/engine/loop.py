@@ -68,7 +68,7 @@ class Hub:
                 continue
             rows = self.commit(epoch, outcome)  # 3. commit
             self.outbox.deliver(rows, outcome.streams)  # 4. deliver
-            self.pacer.ran(epoch.count, time.perf_counter() - began)
+            self.pacer.ran(epoch.count, time.perf_counter() - began, heavy=self.chain.placement.heavy)
             self.on_epoch(self)
         self.finish()
 
@@ -149,6 +149,7 @@ class Hub:
             totals=dict(before.totals),
             kept_from=dict(before.kept_from),
             sinks=self.outbox.sync(),
+            places={name: msgspec.to_builtins(p) for name, p in self.chain.placement.placed().items()},
         )
         history: list[tuple[str, Any]] = []
         status: dict[int, str] = {}
@@ -182,6 +183,9 @@ class Hub:
             summary.outputs[stream] = summary.outputs.get(stream, 0) + len(events)
         for stage in self.chain.stages:
             summary.busy_s[stage.name] = stage.busy_s
+        summary.placed = self.chain.placement.placed()
+        if self.chain.crew is not None:
+            self.chain.crew.tell(summary)
         for record in outcome.logged:
             logging.getLogger(record.name).handle(record)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -16,14 +17,18 @@ from secondpass.app import App
 from secondpass.connectors.memory import as_sink, as_source
 from secondpass.engine.chain import Chain
 from secondpass.engine.compare import Comparison, codecs_of, load_cells
+from secondpass.engine.crew import Crew
+from secondpass.engine.executor import Executor
 from secondpass.engine.intake import Intake
 from secondpass.engine.loop import Hub
 from secondpass.engine.outbox import Outbox
+from secondpass.engine.placement import cores, never_inline
+from secondpass.engine.recipe import NotPortable, recipe_for
 from secondpass.engine.stage import Stage
 from secondpass.engine.summary import Summary
 from secondpass.errors import SecondpassError, SetupFailed
 from secondpass.failpoints import failpoint
-from secondpass.record import error_text
+from secondpass.record import Verdict, error_text
 from secondpass.store.database import Store
 from secondpass.store.lock import StoreLock
 from secondpass.task import Task
@@ -44,6 +49,7 @@ def run_app(
     take_over: bool = False,
     accept_input: bool = False,
     accept_output: bool = False,
+    workers: int | None = None,
     on_start: Callable[[Hub], None] | None = None,
     on_epoch: Callable[[Hub], None] | None = None,
 ) -> Summary:
@@ -55,8 +61,10 @@ def run_app(
     opened = Store.in_memory() if store is None else Store.open(store, take_over=take_over)
     outbox = Outbox({stream: as_sink(sink) for stream, sink in app.sinks.items()})
     intake: Intake | None = None
+    crew: Crew | None = None
     try:
-        chain = start_chain(app, opened, summary, rename or {}, drop)
+        crew = crew_for(app, opened, workers)
+        chain = start_chain(app, opened, summary, rename or {}, drop, crew)
         outbox.recover(opened, accept=accept_output)
         sources = [as_source(s, i) for i, s in enumerate(app.sources)]
         intake = Intake(sources, opened.progress.sources, follow=follow, accept=accept_input)
@@ -74,6 +82,8 @@ def run_app(
             summary.ended = "stopped"
     finally:
         summary.seconds = time.perf_counter() - began
+        if crew is not None:
+            crew.close()
         if intake is not None:
             intake.close()
         outbox.close()
@@ -81,8 +91,46 @@ def run_app(
     return summary
 
 
+def crew_for(app: App, store: Store, workers: int | None) -> Crew | None:
+    """The workers that a run may use, none of them started yet; None where it has none.
+
+    Asked for, they must be possible; by default an app that no other process can load runs in this one.
+    """
+    asked = workers if workers is not None else app.workers
+    size = cores() if asked is None else asked
+    if size == 0 or (asked is None and size == 1):
+        return None
+    try:
+        recipe = recipe_for(app)
+    except NotPortable:
+        if asked is not None:
+            raise
+        return None
+
+    def record(verdict: Verdict) -> None:
+        logging.getLogger("secondpass").warning(
+            "task %s, position %d: the event %s; it is set aside",
+            verdict.task,
+            verdict.position,
+            verdict.error,
+        )
+        store.commit(store.progress, {}, [], [], [("verdict", verdict._asdict())])
+
+    def start() -> Executor:
+        from secondpass.engine.workers import LocalProcesses  # only a run that sends something out needs it
+
+        return LocalProcesses(recipe, size)
+
+    return Crew(size, start, record)
+
+
 def start_chain(
-    app: App, store: Store, summary: Summary, rename: dict[str, str], drop: tuple[str, ...]
+    app: App,
+    store: Store,
+    summary: Summary,
+    rename: dict[str, str],
+    drop: tuple[str, ...],
+    crew: Crew | None = None,
 ) -> Chain:
     """Compare the chain with the stored one, load its state, and record the start."""
     comparison = Comparison(store, app.tasks, rename, drop)
@@ -91,19 +139,39 @@ def start_chain(
     for task in app.tasks:
         shape = type(task)._shape
         values = {n: cells[task.name, n][None] for n in shape.values if cells[task.name, n]}
-        stages.append(_stage(task, {n: cells[task.name, n] for n in shape.tables}, values))
+        elsewhere = crew is not None and never_inline(task)
+        stages.append(_stage(task, {n: cells[task.name, n] for n in shape.tables}, values, elsewhere))
     note = {"at": time.time(), "pid": os.getpid(), "changes": comparison.changes}
     names = list(codecs_of(app.tasks))
     app_file = None if app.file is None else str(app.file)
     app_note = {"name": app.name, "file": app_file}
     store.start(comparison.new, names, comparison.moves, note, app_note, comparison.expired)
     summary.changes = comparison.changes
-    return Chain(stages, app.streams)
+    _recall_verdicts(store, stages)
+    return Chain(stages, app.streams, crew)
 
 
-def _stage(task: Task[Any], tables: dict[str, dict[Any, Any]], values: dict[str, bytes]) -> Stage:
+def _recall_verdicts(store: Store, stages: list[Stage]) -> None:
+    """What was decided about events that are still to come, or to come again."""
+    by_name = {stage.name: stage for stage in stages}
+    for _, kind, details in store.history():
+        if (
+            kind == "verdict"
+            and details["position"] >= store.progress.position
+            and details["task"] in by_name
+        ):
+            path = tuple(details["path"])
+            verdict = Verdict(
+                details["position"], details["task"], path, details["error"], details["traceback"]
+            )
+            by_name[verdict.task].verdicts[verdict.position, verdict.path] = verdict
+
+
+def _stage(
+    task: Task[Any], tables: dict[str, dict[Any, Any]], values: dict[str, bytes], elsewhere: bool
+) -> Stage:
     try:
-        return Stage(task, tables, values)
+        return Stage(task, tables, values, elsewhere=elsewhere)
     except SecondpassError:
         raise
     except Exception as error:

@@ -20,7 +20,7 @@ from secondpass.codec import pack
 from secondpass.engine.epoch import Epoch, Where, path_of
 from secondpass.engine.overlay import Cells, Delta, Layered, Mirror, Suspect, mirrors, overlay_for
 from secondpass.errors import TaskFault
-from secondpass.record import DeadLetter, error_text, trace_text
+from secondpass.record import DeadLetter, Told, Verdict, error_text, trace_text
 from secondpass.reference import CAUGHT, Step, Tally
 from secondpass.state import CallValues, Moment, Output
 from secondpass.task import Task, accepts, attach, batch_results, call_of, expand
@@ -62,6 +62,8 @@ class FastMoment:
         self.emitted: list[tuple[str, Any, int]] = []
         self.logged: list[Any] = []
         self.drawing: tuple[str, Any] | None = None
+        self._events: Any = iter(())
+        self._total = 0
 
     def begin(self, epoch: Epoch, events: Any, total: int, where: Any) -> None:
         self._epoch, self._events, self._total, self._where = epoch, events, total, where
@@ -102,6 +104,11 @@ class FastMoment:
         self.logged.append(record)
 
 
+def no_moment() -> FastMoment:
+    """The moment of a call that handles many events at once: it has counts and logs, and no one place."""
+    return FastMoment()
+
+
 class Passed:
     """What a stage put out over an epoch."""
 
@@ -127,23 +134,33 @@ class Passed:
         self.kinds.update(map(type, results))
 
 
+class Again(Exception):
+    """The epoch has to be run again carefully: something in it is not exact, and only each call can tell where."""
+
+
 class Stage:
     """A task with its committed cells."""
 
-    def __init__(self, task: Task[Any], tables: dict[str, dict[Any, Any]], values: dict[str, bytes]) -> None:
+    def __init__(
+        self,
+        task: Task[Any],
+        tables: dict[str, dict[Any, Any]],
+        values: dict[str, bytes],
+        *,
+        elsewhere: bool = False,
+    ) -> None:
         shape = type(task)._shape
         self.name = task.name
+        self.given = task
         self.types = accepts(task)
         self.on_error = task._options.on_error
         self.specs = shape.tables
         self.tables = {n: tables.setdefault(n, {}) for n in shape.tables}
         self.values = values
+        self.verdicts: dict[tuple[int, tuple[int, ...]], Verdict] = {}
+        """By position and path: events that are not to be run."""
         self.ttl_s = {n: s.ttl_of(task) for n, s in shape.tables.items()}
         self.ticking = any(t is not None for t in self.ttl_s.values())
-        # Binding runs setup(), once; both ways of running share the bound task.
-        self._careful = Step(task, {}, {})
-        self.task = self._careful.task
-        self._call = call_of(self.task)
         self._batch = hasattr(type(task), "handle_batch")
         self._clock = Clock()
         self._moment = FastMoment()
@@ -155,40 +172,101 @@ class Stage:
         self._swept = {
             n: 2 * len(cells) + 1024 for n, cells in self.tables.items() if self.ttl_s[n] is not None
         }
-        self._deltas: dict[str, Delta] = {}
-        self._values_after = values
-        self._settled = False
+        self.deltas: dict[str, Delta] = {}
+        self.values_after = values
+        self._is_careful = False
+        self.home: int | None = None
+        """The worker that has all of the task's cells as they are."""
+        self._fed: list[tuple[list[Any], Any, set[type]]] = []
         self.busy_s = 0.0
+        self._step: Step | None = None
+        if not elsewhere:
+            self._bound()
+
+    def _bound(self) -> Step:
+        """The task bound to this stage, set up when it is first needed: both ways of running share it."""
+        if self._step is None:
+            self._step = Step(self.given, {}, {})
+            self._call = call_of(self._step.task)
+        return self._step
+
+    @property
+    def task(self) -> Task[Any]:
+        return self._bound().task
 
     # ---- running
 
     def run(self, epoch: Epoch, events: list[Any], where: Any, kinds: set[type], careful: bool) -> Passed:
-        """Run the task over an epoch's events; `settle` then gives what it changed.
+        """Run the task over an epoch's events; `changes` then gives what it changed.
 
         Raises `Cut` where the app must stop before a record.
         """
+        self.begin(len(events), careful)
+        try:
+            passed = self.feed(epoch, events, where, kinds)
+            self.end()
+        except Again:
+            self._rollback()
+            self.begin(len(events), careful=True)
+            passed = self.feed(epoch, events, where, kinds)
+            self.end()
+        return passed
+
+    def begin(self, events: int, careful: bool) -> None:
+        """Begin an epoch of about so many events."""
+        self.deltas = {n: Delta({}, set()) for n in self.tables}
+        self.values_after = self.values
+        self._is_careful, self._fed, self.home = careful, [], None
+        if not careful:
+            self._choose_overlays(events)
+
+    def begin_elsewhere(self) -> None:
+        """Begin an epoch whose calls are made by workers: what they change is put into `deltas` and `values_after`."""
+        self.deltas = {n: Delta({}, set()) for n in self.tables}
+        self.values_after = self.values
+        self._is_careful = True
+
+    def feed(self, epoch: Epoch, events: list[Any], where: Any, kinds: set[type]) -> Passed:
+        """Run the task over the next events of the epoch; raises `Cut`, and `Again`."""
         began = time.perf_counter()
         passed = Passed(set(kinds))
-        self._deltas = {n: Delta({}, set()) for n in self.tables}
-        self._values_after, self._settled = self.values, False
-        if careful:
-            self._run_carefully(epoch, events, where, 0, passed)
-        else:
-            self._choose_overlays(len(events))
+        try:
+            if not self._is_careful and self._condemned(epoch):
+                self._go_carefully(epoch)
+            if self._is_careful:
+                self._run_carefully(epoch, events, where, 0, passed)
+                return passed
             failed_at = self._run_fast(epoch, events, where, passed)
-            if failed_at is None and not self._settle():
-                failed_at = 0  # something is not exact: every call must be looked at
-                passed = Passed(set(kinds))
-            elif failed_at is not None:
-                self._rollback()
-                passed = Passed(set(kinds))
-                again = self._run_fast(epoch, events[:failed_at], where[:failed_at], passed)
-                if again is not None or not self._settle():
-                    failed_at, passed = 0, Passed(set(kinds))
-            if failed_at is not None:
-                self._run_carefully(epoch, events, where, failed_at, passed)
-        self.busy_s += time.perf_counter() - began
-        return passed
+            if failed_at is None:
+                self._fed.append((events, where, kinds))
+                return passed
+            passed = Passed(set(kinds))
+            self._fed.append((events[:failed_at], where[:failed_at], kinds))
+            self._go_carefully(epoch, passed)
+            self._run_carefully(epoch, events, where, failed_at, passed)
+            return passed
+        finally:
+            self.busy_s += time.perf_counter() - began
+
+    def end(self) -> None:
+        """The epoch has no more events; raises `Again` where what the task left is not exact."""
+        if not self._is_careful and not self._settle():
+            raise Again
+
+    def _go_carefully(self, epoch: Epoch, last: Passed | None = None) -> None:
+        """Settle what was fed so far, running it again, and go on call by call; `last` takes what comes of its end."""
+        self._rollback()
+        for i, (events, where, kinds) in enumerate(self._fed):
+            passed = last if last is not None and i == len(self._fed) - 1 else Passed(set(kinds))
+            if events and self._run_fast(epoch, events, where, passed) is not None:
+                raise Again
+        if not self._settle():
+            raise Again
+        self._is_careful, self._fed = True, []
+
+    def _condemned(self, epoch: Epoch) -> bool:
+        """Whether a verdict is about an event of this epoch."""
+        return any(epoch.first <= at < epoch.first + epoch.count for at, _ in self.verdicts)
 
     def _choose_overlays(self, events: int) -> None:
         """Small tables are mirrored, large ones laid over: whichever costs less for so many events."""
@@ -262,11 +340,14 @@ class Stage:
             path = path_of(w)
             tally.events += 1
             try:
+                verdict = self.verdicts.get((epoch.first + path[0], path[1:])) if self.verdicts else None
+                if verdict is not None:
+                    raise Told(verdict.error, verdict.traceback)
                 results, branched = step.call(event, epoch.first + path[0], nows[path[0]], path[1:])
             except KeyboardInterrupt:
                 raise
             except CAUGHT as error:
-                self._failed(epoch, event, w, error, passed)
+                self.failed(epoch, event, w, error, passed)
                 continue
             tally.error_streak = 0
             tally.add(step.moment.counts)
@@ -275,27 +356,29 @@ class Stage:
             passed.extend(results, branched, w)
             passed.emitted += [(name, emitted, w) for name, emitted in step.moment.emitted]
             passed.logged += step.moment.logged
-        self._values_after = dict(step.values.rests)
+        self.values_after = dict(step.values.rests)
 
-    def _failed(self, epoch: Epoch, event: Any, where: Where, error: BaseException, passed: Passed) -> None:
+    def failed(self, epoch: Epoch, event: Any, where: Where, error: BaseException, passed: Passed) -> None:
+        """Note what becomes of an event at which the task failed; raises `Cut` where the app must stop."""
         index = path_of(where)[0]
         if isinstance(error, TaskFault) or self.on_error == "stop":
-            raise Cut(index, self.task, event, error, passed) from error
+            raise Cut(index, self.given, event, error, passed) from error
         passed.tally.errors += 1
         passed.tally.error_streak += 1
         if self.on_error == "pass":
             passed.events.append(event)
             passed.where.append(where)
+            passed.kinds.add(event.__class__)
             return
         letter = DeadLetter(epoch.first + index, self.name, error_text(error), trace_text(error), event)
         passed.letters.append((where, letter))
 
     def _enter_careful(self) -> Step:
-        step = self._careful
+        step = self._bound()
         for name, table in step.tables.items():
-            table._cells = Layered(self.tables[name], self._deltas[name])
+            table._cells = Layered(self.tables[name], self.deltas[name])
         step.values.clear()
-        step.values.rests = dict(self._values_after if self._settled else self.values)
+        step.values.rests = dict(self.values_after)
         moment: Moment = step.moment
         outputs = {n: Output[Any](s, moment.emit) for n, s in type(self.task)._shape.outputs.items()}
         attach(self.task, _moment=moment, _values=step.values, **step.tables, **outputs)
@@ -307,7 +390,6 @@ class Stage:
         for overlay in self._overlays.values():
             overlay.rollback()
         self._live.clear()
-        self._settled = False
 
     def _settle(self) -> bool:
         """Turn overlays into deltas; gives False, with everything rolled back, where one is suspect."""
@@ -321,9 +403,8 @@ class Stage:
         except (Suspect, TaskFault, TypeError, ValueError, OverflowError):
             self._rollback()
             return False
-        self._deltas = deltas
-        self._values_after = dict(self._live.rests)
-        self._settled = True
+        self.deltas = deltas
+        self.values_after = dict(self._live.rests)
         return True
 
     def changes(self, now: float) -> tuple[dict[str, Delta], dict[str, bytes]]:
@@ -331,12 +412,12 @@ class Stage:
         for name, limit in self._swept.items():
             if len(self.tables[name]) > limit:
                 self._sweep(name, now)
-        changed = {n: v for n, v in self._values_after.items() if self.values.get(n) != v}
-        return {n: d for n, d in self._deltas.items() if d}, changed
+        changed = {n: v for n, v in self.values_after.items() if self.values.get(n) != v}
+        return {n: d for n, d in self.deltas.items() if d}, changed
 
     def _sweep(self, name: str, now: float) -> None:
         """Reclaim expired cells; they have been invisible since they expired."""
-        delta, ttl_s, cells = self._deltas[name], self.ttl_s[name], self.tables[name]
+        delta, ttl_s, cells = self.deltas[name], self.ttl_s[name], self.tables[name]
         assert ttl_s is not None
         expired = {k for k, entry in cells.items() if now - entry[1] >= ttl_s and k not in delta.changed}
         delta.gone |= expired
@@ -344,12 +425,13 @@ class Stage:
 
     def apply(self) -> None:
         """The epoch is committed: the store has brought `tables` up to date, the base of the next one."""
-        self.values.update(self._values_after)
+        self.values.update(self.values_after)
         self._live.rests = dict(self.values)
         self._rollback()
 
     def discard(self) -> None:
         """Forget an epoch that is not committed."""
+        self.home = None
         self._live.rests = dict(self.values)
         self._rollback()
 

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
+from secondpass.engine.placement import Placed
 from secondpass.reference import Tally
+
+
+@dataclass
+class Deaths:
+    """What became of the events at which workers died."""
+
+    convicted: int = 0
+    acquitted: int = 0
+    """They ran well when they ran alone."""
+    seconds: float = 0.0
+    """From each suspicion to its end, added up."""
 
 
 @dataclass
@@ -28,6 +42,11 @@ class Summary:
     tasks: dict[str, Tally] = field(default_factory=dict[str, Tally])
     tasks_total: dict[str, Tally] = field(default_factory=dict[str, Tally])
     busy_s: dict[str, float] = field(default_factory=dict[str, float])
+    workers: int = 0
+    """Processes that ran tasks beside this one; 0 where none was started."""
+    placed: dict[str, Placed] = field(default_factory=dict[str, Placed])
+    """Where each task ran."""
+    deaths: Deaths = field(default_factory=Deaths)
     signal: int | None = None
     """The signal that asked to stop, if one did."""
     changes: list[str] = field(default_factory=list[str])
@@ -50,6 +69,7 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for `--json`."""
         found = asdict(self)
+        found["placed"] = {name: msgspec.to_builtins(placed) for name, placed in self.placed.items()}
         found["events_per_second"] = round(self.events_per_second, 1)
         found["nothing_new"] = self.nothing_new
         return found

@@ -94,6 +94,8 @@ class Progress(msgspec.Struct):
     """The newest generation, of whatever table."""
     tables: dict[int, TableState] = {}
     """By number."""
+    places: dict[str, Any] = {}
+    """By task: where it ran, and what that cost."""
     commands: list[str] = []
     """Commands from the spool that are done, until their files are removed."""
 

@@ -1,0 +1,144 @@
+"""Bundles and their answers, as bytes: events and the cells they need on their way to a worker and back.
+
+    bundle      number, task, mode, events with their places in the stream, cells, values
+    answer      number, what became of each event, changed cells, changed values
+
+Both are msgpack arrays. Events and cells equal their decoded encoding (rule 2), so nothing is lost on the way.
+An event that is passed on as it came, or dropped, takes one byte of the answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from secondpass.codec import codec_for, unpack
+from secondpass.engine.outbox import find_type, type_name
+from secondpass.event import untyped
+
+KEYED, WHOLE, KEPT = 0, 1, 2
+"""What cells a bundle brings: those of its keys; all of the task's; none, the worker has all from the one before."""
+
+DROPPED, PASSED, MORE = 0, 1, 2
+"""What became of an event: nothing came of it, it passes as it is, or the next of the answer's `more` tells."""
+
+OUT_OF_MEMORY = 99
+"""The exit code of a worker in which `handle` ran out of memory: another process may have enough."""
+
+Raw = msgspec.Raw
+Encoded = tuple[list[str | None], list[int] | None, Raw]
+"""Events: the names of their types (None for untyped), which has which if they are several, and their bodies."""
+
+
+class Bundle(msgspec.Struct, array_like=True):
+    """Events for one task, in an order in which they may run, with what they need."""
+
+    number: int
+    task: int
+    """Its index in the chain."""
+    mode: int
+    inherits: bool
+    """Whether cells of its keys come from the bundle before it on the same worker, where that one touched them."""
+    singly: bool
+    """Whether a task with `handle_batch` handles the events one by one: one of them has killed a worker."""
+    events: Encoded
+    positions: list[int]
+    nows: list[float]
+    paths: list[list[int]] | None
+    """Each event's index in the lists it was emitted in; None when all are empty."""
+    keys: Raw
+    """The keys that each event may touch, in a keyed bundle of a task with state; see `encode_keys`."""
+    cells: dict[str, tuple[Raw, Raw]]
+    """By table: keys, and entries at rest."""
+    values: dict[str, bytes]
+
+
+class More(msgspec.Struct, array_like=True):
+    """What became of an event, where it is more than being passed or dropped."""
+
+    itself: bool = False
+    results: Encoded | None = None
+    branched: bool = False
+    emitted: list[tuple[str, Encoded]] = []
+    counts: dict[str, int] = {}
+    logged: list[tuple[str, int, str]] = []
+    error: tuple[bool, str, str] | None = None
+    """Whether it is a fault of the task, its text, its traceback."""
+
+
+class Answer(msgspec.Struct, array_like=True):
+    """What a worker gives back for a bundle."""
+
+    number: int
+    seconds: float
+    became: bytes
+    """One byte for each event: DROPPED, PASSED or MORE."""
+    more: list[More]
+    cells: dict[str, tuple[Raw, Raw, Raw]]
+    """By table: keys that changed with their entries, and keys that are gone."""
+    values: dict[str, bytes]
+    setup_error: tuple[str, str] | None = None
+    """The task's `setup()` raised: text and traceback."""
+
+
+decode_bundle = msgspec.msgpack.Decoder(Bundle).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
+
+
+def encode_events(events: Sequence[Any]) -> Any:
+    """Events in a form that `pack` makes bytes of, and `decode_events` events again."""
+    kinds = dict.fromkeys(map(type, events))
+    if len(kinds) == 1:
+        (kind,) = kinds
+        return [type_name(kind)], None, events
+    index = {kind: i for i, kind in enumerate(kinds)}
+    return list(map(type_name, kinds)), [index[e.__class__] for e in events], events
+
+
+def decode_events(encoded: Encoded) -> list[Any]:
+    """The inverse of `encode_events`."""
+    names, which, body = encoded
+    if which is None:
+        name = names[0] if names else None
+        if name is None:
+            found: list[Any] = unpack(body)
+            return list(map(untyped, found))
+        return _list_decoder(name)(body)
+    decoders = [_one_decoder(name) for name in names]
+    raws: list[Raw] = _raws(body)
+    return [decoders[kind](raw) for kind, raw in zip(which, raws, strict=True)]
+
+
+_raws = msgspec.msgpack.Decoder(list[Raw]).decode
+
+
+@functools.lru_cache(maxsize=1024)
+def _list_decoder(name: str) -> Any:
+    return codec_for(find_type(name)).decoder_of_list().decode
+
+
+@functools.lru_cache(maxsize=1024)
+def _one_decoder(name: str | None) -> Any:
+    return _untyped if name is None else codec_for(find_type(name)).decode
+
+
+def encode_keys(keys: list[frozenset[Any]], *, plain: bool) -> Any:
+    """The keys of events in a form that `pack` makes bytes of; `plain` keys are scalars.
+
+    The worker takes the hub's word for them: computed again, they might differ where they depend on `hash()`.
+    """
+    return list(map(list[Any], keys)) if plain else pickle.dumps(keys)
+
+
+def decode_keys(raw: Raw) -> list[frozenset[Any]]:
+    """The inverse of `encode_keys`."""
+    found: Any = unpack(raw)
+    return pickle.loads(found) if isinstance(found, bytes) else list(map(frozenset[Any], found))  # noqa: S301 - from our own hub
+
+
+def _untyped(raw: Raw) -> Any:
+    return untyped(unpack(raw))

@@ -1,0 +1,115 @@
+"""The workers of a run, as the flow sees them: what each has in hand, and what is known of those that died."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from secondpass.engine.executor import Done, Executor, Lost
+from secondpass.engine.quarantine import OUTSIDE_MAX, Quarantine
+from secondpass.engine.schedule import Sent
+from secondpass.engine.summary import Deaths, Summary
+from secondpass.record import Verdict
+
+IN_HAND = 2
+"""Bundles that a worker has at once: one that runs, and one so that it need not wait for the next."""
+
+
+class Flight(NamedTuple):
+    """A bundle that is on its way."""
+
+    number: int
+    lane: Any
+    sent: Sent
+    alone: bool
+    """Whether it is one event on trial."""
+
+
+class Crew:
+    """Workers with their bundles in hand; they are started when the first bundle goes out."""
+
+    def __init__(self, size: int, start: Callable[[], Executor], record: Callable[[Verdict], None]) -> None:
+        self.size = size
+        self.quarantine = Quarantine()
+        self.record = record
+        """Makes a verdict durable before anything follows from it."""
+        self._start = start
+        self._executor: Executor | None = None
+        self._flights: list[deque[Flight]] = [deque() for _ in range(size)]
+        self._given_up: set[int] = set()
+        self._number = 0
+        self._setups_lost: dict[str, int] = {}
+
+    @property
+    def executor(self) -> Executor:
+        if self._executor is None:
+            self._executor = self._start()
+        return self._executor
+
+    def next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def by_load(self, depth: int) -> Iterator[int]:
+        """The workers that have so many bundles in hand."""
+        return iter(
+            [w for w, flights in enumerate(self._flights) if len(flights) == depth and depth < IN_HAND]
+        )
+
+    def last(self, worker: int, lane: Any) -> Sent | None:
+        """The bundle that a worker would have before the next one, if it is of this lane."""
+        flights = self._flights[worker]
+        return flights[-1].sent if flights and flights[-1].lane is lane else None
+
+    def alone(self, worker: int) -> bool:
+        """Whether a worker has an event on trial, beside which it gets nothing else."""
+        return any(flight.alone for flight in self._flights[worker])
+
+    def submit(self, worker: int, flight: Flight, message: bytes, limit_s: float | None) -> None:
+        self._flights[worker].append(flight)
+        self.executor.submit(worker, flight.number, message, limit_s)
+
+    def renew(self, worker: int) -> None:
+        self.executor.renew(worker)
+
+    def wait(self, timeout_s: float | None) -> list[Done | Lost]:
+        if self._executor is None:
+            return []
+        return self._executor.wait(timeout_s)
+
+    def landed(self, worker: int, number: int) -> Flight | None:
+        """The oldest bundle of a worker was answered; None if nobody wants it any more."""
+        flight = self._flights[worker].popleft()
+        assert flight.number == number
+        return None if number in self._given_up else flight
+
+    def crashed(self, worker: int) -> list[Flight]:
+        """A worker is gone: what it had in hand."""
+        flights = [f for f in self._flights[worker] if f.number not in self._given_up]
+        self._flights[worker].clear()
+        return flights
+
+    def give_up(self) -> None:
+        """The epoch is given up: what is in flight does not count."""
+        self._given_up = {f.number for flights in self._flights for f in flights}
+        self.quarantine.forget()
+
+    def setups_lost(self, task: str) -> bool:
+        """A worker was ended from outside in a task's setup: whether that happened too often."""
+        self._setups_lost[task] = self._setups_lost.get(task, 0) + 1
+        return self._setups_lost[task] >= OUTSIDE_MAX
+
+    def tell(self, summary: Summary) -> None:
+        """Note in a run's summary what the workers did."""
+        if self._executor is not None:
+            found = self.quarantine
+            summary.workers = self.size
+            summary.deaths = Deaths(found.convicted, found.acquitted, found.seconds)
+
+    def close(self) -> None:
+        if self._executor is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._executor.close()
+            self._executor = None

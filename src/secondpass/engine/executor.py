@@ -1,0 +1,63 @@
+"""What the hub asks of whoever runs bundles: processes of this machine today, a cluster engine another day.
+
+A bundle is bytes, and so is its answer (`bundle.py` says what is in them). A worker handles its bundles one after
+the other, in the order in which they were submitted. It owns nothing: whatever it had when it is lost is run again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+BETWEEN, SETTING_UP = -1, -2
+"""Stand for the index of an event: the worker was between bundles, or in a task's `setup()`."""
+
+
+class Death(NamedTuple):
+    """How a worker ended, and where it was."""
+
+    how: str
+    """In words: `killed by SIGSEGV`, `ended with exit code 3`, `ran longer than limit_s=2.0`."""
+    own: bool
+    """Whether what it ran brought it about; a signal from outside tells nothing about an event."""
+    bundle: int
+    """The number of the bundle that it was running."""
+    index: int
+    """The index of the event in that bundle; or BETWEEN, or SETTING_UP."""
+    stack: str
+    """Its last Python stack, where it could be told."""
+
+
+class Done(NamedTuple):
+    """A worker's answer to its oldest bundle."""
+
+    worker: int
+    answer: bytes | memoryview
+
+
+class Lost(NamedTuple):
+    """A worker is gone, and with it every bundle that it had not answered."""
+
+    worker: int
+    death: Death
+
+
+class Executor(Protocol):
+    """Runs bundles on workers, numbered from 0; each is started when its first bundle comes."""
+
+    size: int
+
+    def submit(self, worker: int, number: int, bundle: bytes, limit_s: float | None = None) -> None:
+        """Give a worker a bundle, behind those that it has; never waits. `limit_s` bounds each event."""
+        ...
+
+    def renew(self, worker: int) -> None:
+        """Let the worker's next bundle, which comes when it has none, run in a new process."""
+        ...
+
+    def wait(self, timeout_s: float | None) -> list[Done | Lost]:
+        """What has happened, waiting for the first of it at most so long; None waits for good."""
+        ...
+
+    def close(self) -> None:
+        """End all workers."""
+        ...

@@ -1,0 +1,159 @@
+"""Where each task runs: in the hub, or on workers. The answer never depends on it, so measured cost decides.
+
+    inline          one event costs the task's own time
+    on workers      the same and the way there and back, on as many cores as there are, or as its keys allow
+
+A task moves when it would gain a sixth, and back when it gains less than a twentieth; in between it stays where
+it is. A task that may touch all its state at every event gains nothing by moving; it goes to a worker only when a
+single event keeps the hub so long that the other tasks' workers would wait.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from secondpass.task import Task
+
+HUB_S, WORKER_S = 12e-6, 15e-6
+"""What an event on its way costs the hub and a worker (`benchmarks/every_core.py` measures both)."""
+MOVE, STAY = 1 / 1.2, 1 / 1.05
+DEAR_S = 2e-3
+"""An event that keeps the hub longer than this lets workers wait."""
+CAREFUL_S = 200e-6
+"""Beside an event that takes longer, it hardly counts that each of its calls is checked."""
+FORGET_AFTER = 64
+"""After so many epochs inline, what was known of a task's keys is looked at anew."""
+_WEIGHT = 0.3
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class Gauge:
+    """What is known of one task's cost, and where it runs."""
+
+    on_workers: bool = False
+    cost_s: float | None = None
+    """Seconds of one event, in the task itself."""
+    width: float | None = None
+    """How many events could run at once, as far as their keys let them; None when nobody has looked."""
+    inline_epochs: int = 0
+    inline: bool = False
+    """Whether it ran inline at all."""
+    # In this run, on workers:
+    shipped: int = 0
+    """Events."""
+    bytes: int = 0
+    waited: int = 0
+    """Events that had to wait for an earlier one."""
+    busy_s: float = 0.0
+
+    def measured(self, events: int, seconds: float, *, careful: bool = False) -> None:
+        """So many events took so long; of what was run carefully, only what is dear anyway tells something."""
+        if events:
+            cost = seconds / events
+            if careful and cost < CAREFUL_S:
+                return
+            self.cost_s = cost if self.cost_s is None else self.cost_s + _WEIGHT * (cost - self.cost_s)
+
+    def looked(self, width: float) -> None:
+        """An epoch's dependency order was so wide."""
+        self.width = width if self.width is None else self.width + _WEIGHT * (width - self.width)
+
+
+def serial(task: Task[Any]) -> bool:
+    """Whether each event may touch all of a task's state, so that its events run one after the other."""
+    return type(task)._shape.stateful and not hasattr(type(task), "keys")
+
+
+def never_inline(task: Task[Any]) -> bool:
+    """Whether a task that can go to workers needs nothing of it in the hub: neither `handle` nor `keys`."""
+    options = task._options
+    elsewhere = options.place == "workers" or options.limit_s is not None or options.copies is not None
+    return elsewhere and not hasattr(type(task), "keys")
+
+
+class Placed(msgspec.Struct):
+    """Where a task ran and what that cost, for people and programs; also kept in the store."""
+
+    where: Literal["inline", "workers", "both"]
+    """In this run; `both` where it moved."""
+    now: Literal["inline", "workers"]
+    cost_s: float | None
+    """Of one event, as measured last."""
+    busy_s: float
+    """On workers."""
+    shipped: int
+    """Events that went to workers."""
+    bytes: int
+    """That went to workers and back."""
+    waited: int
+    """Of the events that went to workers: those that had to wait for an earlier one with a key of theirs."""
+    width: float | None
+    """How many events could run at once, as far as their keys let them."""
+
+
+class Placement:
+    """Decides before each epoch where the tasks run."""
+
+    def __init__(self, tasks: tuple[Task[Any], ...], workers: int) -> None:
+        self._tasks = tasks
+        self._workers = workers
+        self._cores = min(cores(), workers + 1)
+        self.gauges = [Gauge() for _ in tasks]
+        self.isolated = False
+        """Whether every task runs on workers, because one of them may end its process."""
+
+    def choose(self) -> list[bool]:
+        """For each task: whether it runs on workers in the next epoch."""
+        if not self._workers:
+            return [False] * len(self._tasks)
+        places = [self._moves(t, g) for t, g in zip(self._tasks, self.gauges, strict=True)]
+        for i, (task, gauge) in enumerate(zip(self._tasks, self.gauges, strict=True)):
+            dear = (gauge.cost_s or 0.0) > DEAR_S and task._options.place == "auto" and serial(task)
+            if dear and any(places[:i] + places[i + 1 :]):
+                places[i] = True
+        for gauge, place in zip(self.gauges, places, strict=True):
+            gauge.on_workers = place
+            gauge.inline |= not place
+            gauge.inline_epochs = 0 if place else gauge.inline_epochs + 1
+            if gauge.inline_epochs > FORGET_AFTER:
+                gauge.width, gauge.inline_epochs = None, 0
+        return places
+
+    @property
+    def heavy(self) -> bool:
+        """Whether a task runs on workers."""
+        return any(gauge.on_workers for gauge in self.gauges)
+
+    def placed(self) -> dict[str, Placed]:
+        """Where each task runs, by name."""
+        found: dict[str, Placed] = {}
+        for task, gauge in zip(self._tasks, self.gauges, strict=True):
+            now = "workers" if gauge.on_workers else "inline"
+            where = "inline" if not gauge.shipped else "both" if gauge.inline else "workers"
+            found[task.name] = Placed(
+                where, now, gauge.cost_s, gauge.busy_s, gauge.shipped, gauge.bytes, gauge.waited, gauge.width
+            )
+        return found
+
+    def _moves(self, task: Task[Any], gauge: Gauge) -> bool:
+        options = task._options
+        if self.isolated or options.place == "workers" or options.limit_s or options.copies:
+            return True
+        if options.place == "inline" or gauge.cost_s is None or serial(task):
+            return False
+        there = self._cost_on_workers(gauge.cost_s, gauge.width)
+        return there < gauge.cost_s * (STAY if gauge.on_workers else MOVE)
+
+    def _cost_on_workers(self, cost_s: float, width: float | None) -> float:
+        """Seconds of one event on workers: the slowest of the hub, the workers and the cores."""
+        lanes = min(self._workers, width or self._workers)
+        return max(HUB_S, (cost_s + WORKER_S) / lanes, (HUB_S + cost_s + WORKER_S) / self._cores)

@@ -1,0 +1,81 @@
+"""Events that kill their workers: suspected by the marker, tried alone, convicted by three deaths.
+
+A worker marks the event that it is about to run. When it dies, that event is suspect: it runs again, alone, in a
+new process. If it survives there, it was innocent. If three processes die of it, the verdict is recorded, for good:
+the task is not called for that event, by this run or any replay. Deaths by signals from outside tell nothing about
+an event and do not count, but an event that is never left alone to finish stops the app in the end.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from secondpass.engine.bundle import OUT_OF_MEMORY
+from secondpass.engine.executor import Death
+from secondpass.record import Verdict
+
+KILLED = "killed its worker"
+"""How the error of a convicted event begins."""
+CONVICTED = 3
+"""So many deaths alone, by its own doing, convict an event."""
+OUTSIDE_MAX = 20
+"""So often in a row an event may be killed from outside while it runs alone."""
+
+Place = tuple[int, str, tuple[int, ...]]
+"""Position, task and path: what a verdict is about."""
+
+
+@dataclass
+class _Trial:
+    deaths: list[Death] = field(default_factory=list[Death])
+    outside: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+
+class Quarantine:
+    """The suspects of a run, and what became of them."""
+
+    def __init__(self) -> None:
+        self._trials: dict[Place, _Trial] = {}
+        self.convicted = 0
+        self.acquitted = 0
+        self.seconds = 0.0
+        """What deaths have cost: from each suspicion to its end."""
+
+    def suspect(self, place: Place) -> None:
+        """A worker died at this event, among others."""
+        self._trials.setdefault(place, _Trial())
+
+    def survived(self, place: Place) -> None:
+        """The event ran alone and its worker lived."""
+        self.seconds += time.monotonic() - self._trials.pop(place).began
+        self.acquitted += 1
+
+    def died(self, place: Place, death: Death) -> Verdict | None:
+        """The event ran alone and its worker died: the verdict, if that was enough."""
+        trial = self._trials[place]
+        if not death.own:
+            trial.outside += 1
+            return None
+        trial.outside = 0
+        trial.deaths.append(death)
+        if len(trial.deaths) < CONVICTED:
+            return None
+        self.seconds += time.monotonic() - self._trials.pop(place).began
+        self.convicted += 1
+        how = ", ".join(dict.fromkeys(cause(d) for d in trial.deaths))
+        return Verdict(*place, f"{KILLED} {CONVICTED} times when it ran alone: {how}", death.stack)
+
+    def hopeless(self, place: Place) -> bool:
+        """Whether it was killed from outside too often to go on."""
+        return self._trials[place].outside >= OUTSIDE_MAX
+
+    def forget(self) -> None:
+        """The epoch is given up: what was not decided is open again."""
+        self._trials.clear()
+
+
+def cause(death: Death) -> str:
+    """How a worker ended, in words."""
+    return "out of memory" if death.how == f"ended with exit code {OUT_OF_MEMORY}" else death.how
