@@ -20,6 +20,7 @@ import msgspec
 from secondpass.engine.chain import Chain, Cut
 from secondpass.engine.commands import Commands
 from secondpass.engine.epoch import Epoch, Outcome
+from secondpass.engine.hazard import Hazard
 from secondpass.engine.intake import Intake
 from secondpass.engine.outbox import Outbox, encode_event
 from secondpass.engine.pacer import Pacer
@@ -46,6 +47,7 @@ class Hub:
         self.summary = summary
         self.pacer = Pacer()
         self.commands = Commands(store, intake, [stage.name for stage in chain.stages])
+        self.hazard: Hazard | None = None
         self.stopping = False
         self.limit: int | None = None
         self.on_epoch: Callable[[Hub], None] = lambda _: None
@@ -107,10 +109,29 @@ class Hub:
         if epoch.retry is not None and not epoch.events:
             return Outcome()  # a dead letter is dropped, or the command is left out
         try:
-            return self.chain.run(epoch, careful=self.pacer.careful or epoch.retry is not None)
+            with self._in_hand(epoch):
+                return self.chain.run(epoch, careful=self.pacer.careful or epoch.retry is not None)
         except Cut as cut:
             self.chain.discard()
             raise self._stop(epoch, cut) from cut.error
+
+    @contextlib.contextmanager
+    def _in_hand(self, epoch: Epoch) -> Generator[None]:
+        """Note what runs in this process, for the next start if this one does not survive it."""
+        hazard, placement = self.hazard, self.chain.placement
+        if hazard is None or (epoch.dangerous and self.chain.crew is not None):
+            yield
+            return
+        if placement.isolated:
+            placement.isolated = epoch.first < hazard.first + hazard.count
+        if placement.isolated:
+            yield
+            return
+        hazard.begin(epoch.first, epoch.count)
+        try:
+            yield
+        finally:
+            hazard.end()
 
     def _stop(self, epoch: Epoch, cut: Cut) -> TaskError:
         """Commit what precedes the event that stops the app; gives the error to raise."""
@@ -119,7 +140,8 @@ class Hub:
         if cut.index > 0:
             part = epoch.cut(cut.index, self.intake.places_at(cut.index))
             try:
-                outcome = self.chain.run(part, careful=True)
+                with self._in_hand(part):
+                    outcome = self.chain.run(part, careful=True)
             except Cut as earlier:
                 # A later task stops the app at an earlier event.
                 self.chain.discard()

@@ -19,6 +19,7 @@ from secondpass.engine.chain import Chain
 from secondpass.engine.compare import Comparison, codecs_of, load_cells
 from secondpass.engine.crew import Crew
 from secondpass.engine.executor import Executor
+from secondpass.engine.hazard import CRASH, RUNNING, Hazard
 from secondpass.engine.intake import Intake
 from secondpass.engine.loop import Hub
 from secondpass.engine.outbox import Outbox
@@ -34,7 +35,7 @@ from secondpass.store.lock import StoreLock
 from secondpass.task import Task
 
 # What a store directory holds that `--fresh` throws away; everything else in it stays.
-_STORE_FILES = ("store.db", "store.db-wal", "store.db-shm", "commands")
+_STORE_FILES = ("store.db", "store.db-wal", "store.db-shm", "commands", RUNNING, CRASH)
 
 
 def run_app(
@@ -62,14 +63,20 @@ def run_app(
     outbox = Outbox({stream: as_sink(sink) for stream, sink in app.sinks.items()})
     intake: Intake | None = None
     crew: Crew | None = None
+    hazard: Hazard | None = None
     try:
-        crew = crew_for(app, opened, workers)
+        hazard = None if opened.directory is None else Hazard(opened.directory)
+        crew = crew_for(app, opened, workers, hazard)
         chain = start_chain(app, opened, summary, rename or {}, drop, crew)
         outbox.recover(opened, accept=accept_output)
         sources = [as_source(s, i) for i, s in enumerate(app.sources)]
         intake = Intake(sources, opened.progress.sources, follow=follow, accept=accept_input)
         hub = Hub(intake, chain, opened, outbox, summary)
         hub.limit = limit
+        if hazard is not None:
+            hub.hazard = hazard
+            chain.placement.isolated = hazard.found
+            hazard.watch()
         summary.position = opened.progress.position
         summary.outputs_total = dict(opened.progress.numbers)
         if on_epoch is not None:
@@ -82,6 +89,8 @@ def run_app(
             summary.ended = "stopped"
     finally:
         summary.seconds = time.perf_counter() - began
+        if hazard is not None:
+            hazard.close()
         if crew is not None:
             crew.close()
         if intake is not None:
@@ -91,20 +100,28 @@ def run_app(
     return summary
 
 
-def crew_for(app: App, store: Store, workers: int | None) -> Crew | None:
+def crew_for(app: App, store: Store, workers: int | None, hazard: Hazard | None) -> Crew | None:
     """The workers that a run may use, none of them started yet; None where it has none.
 
-    Asked for, they must be possible; by default an app that no other process can load runs in this one.
+    Asked for, they must be possible; by default an app that no other process can load runs in this one. After a
+    crash there is one at least, to run what this process must not.
     """
     asked = workers if workers is not None else app.workers
     size = cores() if asked is None else asked
-    if size == 0 or (asked is None and size == 1):
+    crashed = hazard is not None and hazard.found
+    if crashed:
+        assert hazard is not None
+        logging.getLogger("secondpass").warning("%s", hazard.told())
+        size, asked = max(1, size), asked or None
+    elif size == 0 or (asked is None and size == 1):
         return None
     try:
         recipe = recipe_for(app)
-    except NotPortable:
+    except NotPortable as error:
         if asked is not None:
             raise
+        if crashed:
+            logging.getLogger("secondpass").warning("no worker can run them, so they run here again: %s", error)
         return None
 
     def record(verdict: Verdict) -> None:

@@ -1,0 +1,100 @@
+"""What is known of the last run's end: which epoch ran in the hub when its process died, and whether that was its own doing.
+
+    running     which records are in the hands of tasks in this process, and how often it ended with the same in hand
+    crash       the stack that a fatal signal left (faulthandler)
+
+Two small files beside the store. `running` is mapped into memory, so that a note costs nothing and outlives the
+process; it need not outlive the machine. After a crash the next run keeps the tasks out of its own process until those
+records are done: it finds the event that is to blame, and does not crash again. A kill from outside says nothing about
+an event; but whoever dies twice with the same records in hand is taken to have died of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import mmap
+import os
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RUNNING, CRASH = "running", "crash"
+_NOTE = struct.Struct("<qqqqq")  # active, first position, records, times ended with them in hand, exit code + 1
+STRIKES = 2
+
+
+class Hazard:
+    """The notes of one store."""
+
+    def __init__(self, directory: Path) -> None:
+        self._crash = directory / CRASH
+        self.stack = self._crash.read_text(errors="replace") if self._crash.exists() else ""
+        path = directory / RUNNING
+        with path.open("ab") as file:
+            file.truncate(_NOTE.size)
+        with path.open("r+b") as file:
+            self._note = mmap.mmap(file.fileno(), _NOTE.size)
+        active, self.first, self.count, strikes, exit_code = _NOTE.unpack_from(self._note)
+        self._strikes = strikes + 1 if active else 0
+        self._until = self.first + self.count if active else 0
+        self.exit_code = exit_code - 1 if active and exit_code else None
+        self.found = bool(active) and (
+            bool(self.stack) or self.exit_code is not None or self._strikes >= STRIKES
+        )
+        """Whether the records at hand ended the process that ran them."""
+        self._write(0, exit_code=0)
+        self._file: Any = None
+        self._undo: list[Callable[[], object]] = []
+
+    def watch(self) -> None:
+        """From now on a crash of this process leaves its stack, and an `os._exit` its code."""
+        self._file = self._crash.open("wb")
+        if faulthandler.is_enabled():
+            self._undo.append(lambda: faulthandler.enable(sys.__stderr__ or 2))
+        else:
+            self._undo.append(faulthandler.disable)
+        faulthandler.enable(self._file, all_threads=False)
+        before = os._exit
+
+        def noted_exit(status: int) -> Any:
+            self._write(_NOTE.unpack_from(self._note)[0], exit_code=status + 1)
+            before(status)
+
+        os._exit = noted_exit  # type: ignore[assignment]
+        self._undo.append(lambda: setattr(os, "_exit", before))
+
+    def begin(self, first: int, count: int) -> None:
+        """These records come into the hands of tasks in this process."""
+        if first >= self._until:
+            self._strikes = 0
+        self.first, self.count = first, count
+        self._write(1, exit_code=0)
+
+    def end(self) -> None:
+        """They are out of their hands."""
+        self._write(0, exit_code=0)
+
+    def _write(self, active: int, *, exit_code: int) -> None:
+        _NOTE.pack_into(self._note, 0, active, self.first, self.count, self._strikes, exit_code)
+
+    def told(self) -> str:
+        """How the last run ended, in words."""
+        records = f"records {self.first} to {self.first + self.count - 1}"
+        if self.exit_code is not None:
+            return f"the last run ended itself with exit code {self.exit_code} while it ran {records}"
+        if self.stack:
+            return f"the last run crashed while it ran {records}:\n{self.stack.rstrip()}"
+        return f"the last {self._strikes} runs were killed while they ran {records}"
+
+    def close(self) -> None:
+        """The run has ended well, or with an error that it could tell."""
+        for undo in reversed(self._undo):
+            undo()
+        if self._file is not None:
+            self._file.close()
+            with contextlib.suppress(OSError):
+                self._crash.unlink()
+        self._note.close()

@@ -1,0 +1,132 @@
+"""A task that ends the process in which it runs ends the hub once; then a worker finds the event."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from secondpass.store.database import Store
+from secondpass.store.format import StoredLetter
+
+APP = """
+import faulthandler, os, signal
+from secondpass import App, Event, Task, table
+from secondpass.connectors import JsonLines
+
+class Seen(Event):
+    n: int
+    time: float
+
+class Fatal(Task[Seen]):
+    counts = table(int, int, default=0)
+    def handle(self, event: Seen) -> Seen:
+        if event.n in {at}:
+            {how}
+        self.counts[event.n % 7] += 1
+        return event
+
+app = App("fatal", source=JsonLines("seen.jsonl", Seen), tasks=[Fatal()], sink=JsonLines("out.jsonl"))
+"""
+EVENTS = 3000
+POISON = (700, 701, 2222)
+
+
+def prepare(directory: Path, how: str) -> None:
+    (directory / "app.py").write_text(APP.format(at=POISON, how=how))
+    lines = [json.dumps({"n": n, "time": float(n)}) for n in range(EVENTS)]
+    (directory / "seen.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def secondpass(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "secondpass", *arguments],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def outputs(directory: Path) -> list[int]:
+    return [json.loads(line)["n"] for line in (directory / "out.jsonl").read_text().splitlines()]
+
+
+def letters(directory: Path) -> list[StoredLetter]:
+    store = Store.open_to_read(directory / ".secondpass" / "fatal")
+    try:
+        return [letter for _, _, letter in store.letters()]
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("faulthandler._sigsegv()", -11, "killed by SIGSEGV"),
+        ("os.abort()", -6, "killed by SIGABRT"),
+        ("os._exit(3)", 3, "ended with exit code 3"),
+    ],
+)
+def test_an_inline_crash_happens_once_and_the_next_run_finds_the_event(
+    tmp_path: Path, how: str, code: int, said: str, workers: str
+) -> None:
+    prepare(tmp_path, how)
+    first = secondpass(tmp_path, "run", "app.py", "--workers", workers)
+    assert first.returncode == code
+    second = secondpass(tmp_path, "run", "app.py", "--workers", workers)
+    # The records in hand at the crash are past then; a later poison event may crash the hub once more.
+    runs = 2
+    while second.returncode == code and runs < 5:
+        second = secondpass(tmp_path, "run", "app.py", "--workers", workers)
+        runs += 1
+    assert second.returncode == 0, second.stderr
+    assert outputs(tmp_path) == [n for n in range(EVENTS) if n not in POISON]
+    found = letters(tmp_path)
+    assert [letter.position for letter in found] == list(POISON)
+    assert all(said in letter.error for letter in found)
+    assert runs <= 1 + len(POISON)
+
+
+def test_a_poison_event_sent_again_does_not_take_the_hub_down(tmp_path: Path) -> None:
+    prepare(tmp_path, "os._exit(3)")
+    while secondpass(tmp_path, "run", "app.py").returncode == 3:
+        pass
+    for letter, workers in ("0", "2"), ("1", "0"):
+        assert secondpass(tmp_path, "dead-letters", "retry", "app.py", letter).returncode == 0
+        while (done := secondpass(tmp_path, "run", "app.py", "--workers", workers)).returncode == 3:
+            assert workers == "0"  # without workers once, and the next run has one
+        assert done.returncode == 0, done.stderr
+    assert outputs(tmp_path) == [n for n in range(EVENTS) if n not in POISON]
+    assert len(letters(tmp_path)) == len(POISON) + 2
+
+
+def test_a_run_that_was_killed_once_goes_on_in_its_own_process(tmp_path: Path) -> None:
+    prepare(
+        tmp_path,
+        "n = os.open('once', os.O_CREAT | os.O_RDWR); os.fstat(n).st_size or (os.write(n, b'x'), os.kill(os.getpid(), 9))",
+    )
+    assert secondpass(tmp_path, "run", "app.py").returncode == -9
+    done = secondpass(tmp_path, "run", "app.py", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["workers"] == 0
+    assert outputs(tmp_path) == list(range(EVENTS))
+    assert not letters(tmp_path)
+
+
+def test_an_event_at_which_two_runs_were_killed_is_run_by_a_worker(tmp_path: Path) -> None:
+    prepare(
+        tmp_path,
+        "n = os.open('twice', os.O_CREAT | os.O_RDWR | os.O_APPEND); "
+        "os.fstat(n).st_size > 1 or (os.write(n, b'x'), os.kill(os.getpid(), 9))",
+    )
+    assert [secondpass(tmp_path, "run", "app.py").returncode for _ in range(2)] == [-9, -9]
+    done = secondpass(tmp_path, "run", "app.py", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["workers"] > 0
+    assert outputs(tmp_path) == list(range(EVENTS))
