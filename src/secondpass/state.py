@@ -300,10 +300,7 @@ class Table(MutableMapping[K, V]):
     def _find(self, key: Any) -> list[Any] | None:
         """The live cell `[value, written]` of a key; None where there is none or it has expired."""
         if self.allowed is not None and key not in self.allowed:
-            raise TaskFault(
-                f"{self._spec.owner}.{self._spec.name}: key {key!r} is not among those that keys() declared for "
-                f"this event; let keys() return it too, or ALL"
-            )
+            raise self._undeclared(key)
         if key in self._touched:
             cell = self._touched[key]
         else:
@@ -318,6 +315,12 @@ class Table(MutableMapping[K, V]):
             return None
         return cell
 
+    def _undeclared(self, key: Any) -> TaskFault:
+        return TaskFault(
+            f"{self._spec.owner}.{self._spec.name}: key {key!r} is not among those that keys() declared for "
+            f"this event; let keys() return it too, or ALL"
+        )
+
     def __getitem__(self, key: K) -> V:
         cell = self._find(key)
         if cell is None:
@@ -328,8 +331,8 @@ class Table(MutableMapping[K, V]):
         return cell[0]
 
     def __setitem__(self, key: K, value: V) -> None:
-        if self.allowed is not None:
-            self._find(key)
+        if self.allowed is not None and key not in self.allowed:
+            raise self._undeclared(key)
         if not self._spec.key.exact(key) and self._find(key) is not None:
             key = self._own_key(key)  # as in a dict, an equal key finds the cell that is there
         self._spec.check_key(key)

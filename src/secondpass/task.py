@@ -552,13 +552,15 @@ def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
         if found is ALL:
             return None
         if isinstance(found, types.GeneratorType):
-            found = list(typing.cast("Iterable[Any]", found))
-    except TaskFault:
+            found = tuple(typing.cast("Iterable[Any]", found))
+    except (TaskFault, KeyboardInterrupt):
         raise
-    except Exception as error:  # noqa: BLE001 - user code
+    except BaseException as error:  # noqa: BLE001 - user code, and as with handle it stops nothing else
         _warn_of_keys(task, error)
         return None
-    if issubclass(found.__class__, (str, bytes, Event, Mapping)) or not isinstance(found, Iterable):
+    if found.__class__ is not tuple and (
+        issubclass(found.__class__, (str, bytes, Event, Mapping)) or not isinstance(found, Iterable)
+    ):
         raise TaskFault(
             f"{task.name}.keys returned {found!r}: it returns an iterable of cell keys (a tuple like `({found!r},)`)"
             f" or ALL"
@@ -570,7 +572,7 @@ def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
         raise TaskFault(f"{task.name}.keys returned {found!r}, which are no keys: {error}") from None
 
 
-def _warn_of_keys(task: Task[Any], error: Exception) -> None:
+def _warn_of_keys(task: Task[Any], error: BaseException) -> None:
     """Say once for each task that its keys() fails: such events wait for all others."""
     from logging import getLogger  # only where something is wrong
 

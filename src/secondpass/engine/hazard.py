@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 RUNNING, CRASH = "running", "crash"
-_NOTE = struct.Struct("<qqqqq")  # active, first position, records, times ended with them in hand, exit code + 1
+_NOTE = struct.Struct(
+    "<qqqqq"
+)  # active, first position, records, times ended with them in hand, exit code + 1
 STRIKES = 2
 
 

@@ -121,7 +121,9 @@ def crew_for(app: App, store: Store, workers: int | None, hazard: Hazard | None)
         if asked is not None:
             raise
         if crashed:
-            logging.getLogger("secondpass").warning("no worker can run them, so they run here again: %s", error)
+            logging.getLogger("secondpass").warning(
+                "no worker can run them, so they run here again: %s", error
+            )
         return None
 
     def record(verdict: Verdict) -> None:

@@ -48,7 +48,7 @@ class Schedule:
         """The keys of each node; None for all."""
         self._waits: list[int] = []
         self._after: list[list[int]] = []
-        self._heights: list[int] = []
+        self._ranks: list[int] = []  # what is least goes first: the greatest height, then the oldest
         self._states = bytearray()
         self._last: dict[Any, int] = {}
         self._barrier = -1
@@ -74,17 +74,16 @@ class Schedule:
         self.undone += count
         for node, found in enumerate(keys, first):
             waits.append(self._depend(node, found) if found or found is None else self._after_barrier(node))
-        heights = self._heights
-        heights += [1] * count
-        for node in range(first + count - 1, first - 1, -1):
-            following = after[node]
-            if following:
-                heights[node] = 1 + max([heights[n] for n in following])
-        self.height_max = max(self.height_max, max(heights[first:], default=0))
+        heights = [1] * count
+        for node in range(count - 1, -1, -1):
+            following = after[first + node]
+            if following:  # all of them came with it: they are later
+                heights[node] = 1 + max([heights[n - first] for n in following])
+        self.height_max = max(self.height_max, max(heights, default=0))
+        ranks = [node - (height << _SHIFT) for node, height in enumerate(heights, first)]
+        self._ranks += ranks
         ready = self._ready
-        for node in range(first, first + count):
-            if not waits[node]:
-                ready.append(node - (heights[node] << _SHIFT))
+        ready += [rank for rank, waiting in zip(ranks, waits[first:], strict=True) if not waiting]
         heapq.heapify(ready)
 
     def _after_barrier(self, node: int) -> int:
@@ -132,29 +131,30 @@ class Schedule:
 
         `behind` is the bundle before it on the same worker: what waits only for that may come too.
         """
-        ready, states, waits, after, keys = self._ready, self._states, self._waits, self._after, self.keys
-        heights = self._heights
+        ready, states, waits, keys = self._ready, self._states, self._waits, self.keys
+        ranks, after, pop, push = self._ranks, self._after, heapq.heappop, heapq.heappush
         near: list[int] = []
         freed: dict[int, int] = {} if behind is None else behind.frees
         if behind is not None:
-            near = [n - (heights[n] << _SHIFT) for n, k in freed.items() if k == waits[n] and not states[n]]
+            near = [ranks[n] for n, k in freed.items() if k == waits[n] and not states[n]]
             heapq.heapify(near)
         nodes: list[int] = []
         frees: dict[int, int] = {}
         whole: bool | None = None if behind is None or not near else behind.whole
         while len(nodes) < count:
-            self.ready()
             if near and (not ready or near[0] <= ready[0]):
-                node = heapq.heappop(near) & _NUMBER
+                node = pop(near) & _NUMBER
             elif ready:
-                if whole is not None and (keys[ready[0] & _NUMBER] is None) is not whole:
+                node = ready[0] & _NUMBER
+                if states[node]:
+                    pop(ready)  # it is held
+                    continue
+                if whole is not None and (keys[node] is None) is not whole:
                     if not near:
                         break  # a bundle has either the cells of its keys or all of them
-                    node = heapq.heappop(near) & _NUMBER
+                    node = pop(near) & _NUMBER
                 else:
-                    node = heapq.heappop(ready) & _NUMBER
-            elif near:
-                node = heapq.heappop(near) & _NUMBER
+                    pop(ready)
             else:
                 break
             if whole is None:
@@ -166,7 +166,7 @@ class Schedule:
             for later in after[node]:
                 known = frees[later] = frees.get(later, 0) + 1
                 if known + freed.get(later, 0) == waits[later] and not states[later]:
-                    heapq.heappush(near, later - (heights[later] << _SHIFT))
+                    push(near, ranks[later])
         return Sent(nodes, frees, bool(whole)) if nodes else None
 
     def take_one(self, node: int) -> Sent:
@@ -178,14 +178,14 @@ class Schedule:
 
     def done(self, nodes: Iterable[int]) -> None:
         """These nodes have run: what waited for them may."""
-        waits, states, heights = self._waits, self._states, self._heights
+        waits, states, ranks, ready, after = self._waits, self._states, self._ranks, self._ready, self._after
         for node in nodes:
             states[node] = DONE
             self.undone -= 1
-            for later in self._after[node]:
-                waits[later] -= 1
-                if not waits[later] and not states[later]:
-                    heapq.heappush(self._ready, later - (heights[later] << _SHIFT))
+            for later in after[node]:
+                left = waits[later] = waits[later] - 1
+                if not left and not states[later]:
+                    heapq.heappush(ready, ranks[later])
 
     def put_back(self, nodes: Iterable[int]) -> None:
         """These nodes were sent and have not run: they wait again."""
@@ -195,7 +195,7 @@ class Schedule:
             states[node] = WAITING
         for node in back:
             if not waits[node]:
-                heapq.heappush(self._ready, node - (self._heights[node] << _SHIFT))
+                heapq.heappush(self._ready, self._ranks[node])
 
     def hold(self, node: int) -> None:
         """Keep a node that was put back from being taken, until `take_one` takes it."""
