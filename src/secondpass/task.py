@@ -159,7 +159,7 @@ class Task(Generic[E]):
             "name": name,
             "on_error": on_error,
             "place": place,
-            "limit_s": None if limit_s is None else float(limit_s),
+            "limit_s": limit_s,
             "copies": copies,
         }
         changes = {k: v for k, v in given.items() if v is not None}
@@ -167,7 +167,7 @@ class Task(Generic[E]):
             raise SettingsError(f"options(on_error={on_error!r}): write 'dead_letter', 'stop' or 'pass'")
         if place is not None and place not in ("auto", "inline", "workers"):
             raise SettingsError(f"options(place={place!r}): write 'auto', 'inline' or 'workers'")
-        if limit_s is not None and not limit_s > 0:
+        if limit_s is not None and (type(limit_s) not in (int, float) or not limit_s > 0):
             raise SettingsError(f"options(limit_s={limit_s!r}): write a positive number of seconds")
         if copies is not None and (type(copies) is not int or copies < 1):
             raise SettingsError(f"options(copies={copies!r}): write a number of processes, 1 or more")

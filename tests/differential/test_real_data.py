@@ -29,13 +29,16 @@ class Suppress(Task[Alarm]):
     links: tuple[tuple[int, ...], ...] = ()
     emitted = table(tuple[int, int], float)
 
-    def handle(self, event: Alarm) -> Alarm | None:
+    def keys(self, event: Alarm) -> list[tuple[int, int]]:
         kind = event.alarm_id if self.same_type else -1
-        for device in self.links[event.device_id]:
-            last = self.emitted.get((device, kind))
+        return [(device, kind) for device in self.links[event.device_id]]
+
+    def handle(self, event: Alarm) -> Alarm | None:
+        for key in self.keys(event):
+            last = self.emitted.get(key)
             if last is not None and event.time - last <= self.window_s:
                 return None
-        self.emitted[event.device_id, kind] = event.time
+        self.emitted[event.device_id, event.alarm_id if self.same_type else -1] = event.time
         return event
 
 
@@ -81,6 +84,18 @@ def test_telecom_alarms_are_suppressed_as_a_naive_loop_suppresses_them(
     summary = App("alarms", source=alarms, tasks=[task], sink=passed.append).run(store=None)
     assert len(passed) == kept
     assert (summary.events_in, summary.dead_letters) == (64_598, 0)
+
+
+@pytest.mark.parametrize(("same_type", "kept"), [(False, 13_963), (True, 29_120)])
+def test_telecom_alarms_are_suppressed_on_workers_as_in_a_naive_loop(
+    links: Any, alarms: list[Alarm], same_type: bool, kept: int
+) -> None:
+    task = Suppress(same_type=same_type, links=links).options(place="workers")
+    passed: list[Alarm] = []
+    summary = App("alarms", source=alarms, tasks=[task], sink=passed.append).run(store=None, workers=2)
+    assert len(passed) == kept
+    assert (summary.events_in, summary.dead_letters, summary.workers) == (64_598, 0, 2)
+    assert summary.placed["Suppress"].shipped == 64_598
 
 
 def test_telecom_alarms_from_the_file_are_kept_exactly_once_when_killed_on_the_way(

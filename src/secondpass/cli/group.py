@@ -24,6 +24,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "run": ("run:run", "Run an app until its input ends; again, it goes on where it stopped."),
         "check": ("check:check", "Run an app in several ways and show the first difference."),
+        "schedule": ("schedule:schedule", "Show which events wait for which, and how many can run at once."),
     },
     "Look": {
         "status": ("status:status", "Show where an app stands."),

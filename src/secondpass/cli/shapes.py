@@ -244,6 +244,31 @@ class CheckReport(Shape):
     difference: Difference | None
 
 
+class ScheduledEvent(Shape):
+    """One event, and what it waits for."""
+
+    number: Annotated[int, says("in the order of the log, from 0")]
+    position: int
+    path: Annotated[list[int], says("its index in each list that it was emitted in; empty for the record's own")]
+    keys: Annotated[list[Any] | None, says("null: it may touch every cell, and waits for all before it")]
+    error: Annotated[str | None, says("what `keys` raised")]
+    waits_for: Annotated[list[int], says("the numbers of the earlier events that it waits for directly")]
+    step: Annotated[int, says("at which it can run at the earliest, from 1")]
+
+
+class ScheduleReport(Shape):
+    """`schedule`."""
+
+    app: str
+    task: str
+    events: list[ScheduledEvent]
+    steps: Annotated[int, says("the length of the longest chain of events that wait for each other")]
+    chain: Annotated[list[int], says("the numbers of one such chain")]
+    width: Annotated[float, says("events / steps: how many run at once, with as many workers as one likes")]
+    at_once: Annotated[dict[str, float], says("by workers: the smaller of their number and the width")]
+    advice: list[str]
+
+
 class Finding(Shape):
     """One thing that `doctor` looked at."""
 
@@ -274,6 +299,7 @@ DOCUMENTS: dict[str, tuple[type[Shape], ...]] = {
     "run": (RunReport,),
     "try": (TryLine,),
     "check": (CheckReport,),
+    "schedule": (ScheduleReport,),
     "status": (StatusReport,),
     "outputs": (OutputLine,),
     "dead-letters list": (LetterList,),

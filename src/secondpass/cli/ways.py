@@ -93,7 +93,7 @@ def record(app: App, limit: int) -> list[Any]:
     """The first records of the app's real input, in the order in which the engine takes them."""
     sources = [as_source(s, i) for i, s in enumerate(app.sources)]
     if any(getattr(source, "path", None) == "-" for source in sources):
-        raise UsageError("standard input can be read once, and check reads it several times; give a file")
+        raise UsageError("standard input can be read once only, and is not looked at ahead of a run; give a file")
     intake = Intake(sources, [], follow=False)
     log: list[Any] = []
     try:
@@ -197,7 +197,7 @@ class Cut:
 
 def plain_loop(app: App, log: Sequence[Any], intake_time: float) -> Trace:
     """What the log means."""
-    with _quietly():
+    with quietly():
         result = reference.run(app.tasks, log, intake_time=intake_time, enforce_keys=True)
     stopped = result.stopped
     return Trace(
@@ -234,7 +234,7 @@ def engine(
 
         hub.commit = committed  # type: ignore[method-assign]  # also reached where a task stops the app
 
-    with _quietly(), _workers_quiet() if workers else contextlib.nullcontext():
+    with quietly(), _workers_quiet() if workers else contextlib.nullcontext():
         try:
             summary = run_app(twin, store=None, on_start=started, workers=workers)
             trace.counts = {name: _counts(tally) for name, tally in summary.tasks.items()}
@@ -283,7 +283,7 @@ def _state(state: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Generator[None]:
+def quietly() -> Generator[None]:
     """What tasks print and log is told once by `run`, not once for each way."""
     logger = logging.getLogger("secondpass")
     before, handlers = logger.propagate, logger.handlers

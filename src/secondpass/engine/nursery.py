@@ -134,9 +134,10 @@ def _begin(parent: int, lifeline: int, *given: int) -> None:
         os.dup2(2, 1)
     except OSError:  # the hub has no standard error of its own
         fd = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):
-            if fd != stream:
-                os.dup2(fd, stream)
+        for stream in {1, 2} - {fd}:
+            os.dup2(fd, stream)
+        if fd > 2:
+            os.close(fd)
     if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison] - None without descriptors
         cast("Any", sys.stdout).reconfigure(line_buffering=True)
 

@@ -38,9 +38,9 @@ class Schedule:
 
     >>> order = Schedule()
     >>> order.add([frozenset({1, 2}), frozenset({2, 3}), frozenset({9}), None])
-    >>> first = order.take(2)
-    >>> first.nodes, order.take(2)
-    ([0, 1], <secondpass.engine.schedule.Sent object at 0x...>)
+    >>> first, second = order.take(2), order.take(2)
+    >>> first.nodes, second.nodes, order.take(2)
+    ([0, 1], [2], None)
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Schedule:
         after += [[] for _ in range(count)]
         self.undone += count
         for node, found in enumerate(keys, first):
-            waits.append(self._depend(node, found) if found or found is None else self._after_barrier(node))
+            waits.append(self._depend(node, found) if found or found is None else 0)
         heights = [1] * count
         for node in range(count - 1, -1, -1):
             following = after[first + node]

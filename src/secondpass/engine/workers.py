@@ -78,6 +78,8 @@ class _Process:
         self.stops = _Stops()
         self.verdict: Death | None = None
         """What the hub has against it; how it ended then says nothing more."""
+        self.excused = 0.0
+        """When it was stopped: its event has all its time from then on."""
         self.aborted: float | None = None
         self.killed: float | None = None
         self.cut_off: float | None = None
@@ -97,7 +99,7 @@ class _Process:
         began, bundle, index = cells[2], cells[0], cells[1]
         if not began or bundle != self.given[0].number or index < 0 or cells[2] != began:
             return max(limit_s, _RESOLUTION_S), None
-        left_s = max(began / 1e9, resumed) + limit_s - now
+        left_s = max(began / 1e9, resumed, self.excused) + limit_s - now
         if left_s > 0:
             return max(left_s, _RESOLUTION_S), None
         return 0.0, Death(f"ran longer than limit_s={limit_s:g}", True, bundle, index, "")
@@ -446,6 +448,12 @@ class LocalProcesses:
         if not process.given:
             return None
         pause_s, over = process.overdue(now, self._resumed)
+        if over is not None and process.pid is not None and _is_stopped(process.pid):
+            process.excused, over, pause_s = (
+                now,
+                None,
+                _RESOLUTION_S,
+            )  # somebody has stopped it: no event is slow
         if over is not None:
             process.verdict, process.aborted = over, now
             self._signal(process, signal.SIGABRT, now)  # at which faulthandler writes the stack
