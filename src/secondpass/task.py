@@ -613,6 +613,10 @@ def _source_hash(target: Any) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+# The order of a set's elements must not look like a change.
+_in_order = msgspec.msgpack.Encoder(enc_hook=codec.encode_hook, order="deterministic").encode
+
+
 def describe(task: Task[Any]) -> dict[str, Any]:
     """All that the store keeps about a task to compare it at the next start."""
     settings = (
@@ -622,7 +626,7 @@ def describe(task: Task[Any]) -> dict[str, Any]:
         "name": task.name,
         "class": task.function.__qualname__ if isinstance(task, FunctionTask) else type(task).__qualname__,
         "code": code_hash(task),
-        "settings": {k: codec.unpack(codec.pack(v)) for k, v in settings.items()},
+        "settings": {k: codec.unpack(_in_order(v)) for k, v in settings.items()},
         "state": type(task)._shape.state(),
         # Not part of the comparison: a reader of the store needs it to know what has expired.
         "ttl_s": {n: s.ttl_of(task) for n, s in type(task)._shape.tables.items() if s.ttl_s is not None},

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from secondpass.codec import codec_for, unpack
-from secondpass.engine.outbox import find_type, type_name
+from secondpass.engine.names import find_type, type_name
 from secondpass.event import untyped
 
 KEYED, WHOLE, KEPT = 0, 1, 2

@@ -21,7 +21,7 @@ class Death(NamedTuple):
     """Whether what it ran brought it about; a signal from outside tells nothing about an event."""
     bundle: int
     """The number of the bundle that it was running."""
-    index: int
+    event: int
     """The index of the event in that bundle; or BETWEEN, or SETTING_UP."""
     stack: str
     """Its last Python stack, where it could be told."""

@@ -508,7 +508,7 @@ class Flow:
 
     def _look_into(self, lane: WorkerLane, flight: Flight, death: Death) -> None:
         quarantine, name = self._crew.quarantine, lane.stage.name
-        if death.index == SETTING_UP:
+        if death.event == SETTING_UP:
             if flight.alone:
                 lane.suspend(flight.sent.nodes[0])
             if death.own or self._crew.setups_lost(name):
@@ -517,11 +517,11 @@ class Flow:
                     task=name,
                 )
             return
-        if death.index == BETWEEN:
+        if death.event == BETWEEN:
             if flight.alone:
                 lane.suspend(flight.sent.nodes[0])
             return
-        node = flight.sent.nodes[0] if flight.alone else flight.sent.nodes[death.index]
+        node = flight.sent.nodes[0] if flight.alone else flight.sent.nodes[death.event]
         if not flight.alone and lane.batches and not lane.singly and len(flight.sent.nodes) > 1:
             if death.own:
                 lane.singly = True  # which of the batch it was shows when they run one by one

@@ -47,7 +47,7 @@ class InProcess:
         if self._random.random() < self._lose:
             self._waiting[worker].clear()
             self._workers.pop(worker, None)
-            return [Lost(worker, Death("killed by SIGKILL", own=False, bundle=-1, index=-1, stack=""))]
+            return [Lost(worker, Death("killed by SIGKILL", own=False, bundle=-1, event=-1, stack=""))]
         if worker not in self._workers:
             self._workers[worker] = Worker(self._tasks, lambda _number, _index: None)
         return [Done(worker, self._workers[worker].answer(self._waiting[worker].popleft()))]

@@ -15,6 +15,7 @@ import msgspec
 from secondpass import codec
 from secondpass.codec import codec_for, pack
 from secondpass.connectors.contract import Delivery, Sink
+from secondpass.engine.names import find_type, type_name
 from secondpass.errors import OutputError
 from secondpass.event import Event, UntypedEvent, untyped
 from secondpass.failpoints import failpoint
@@ -33,31 +34,6 @@ def _json_hook(obj: Any) -> Any:
 _json = msgspec.json.Encoder(enc_hook=_json_hook)
 _parts = msgspec.msgpack.Decoder(tuple[list[str | None], list[int] | None, list[msgspec.Raw]]).decode
 _letter_parts = msgspec.msgpack.Decoder(tuple[str | None, msgspec.Raw]).decode
-
-
-def type_name(tp: type) -> str | None:
-    """How the store names an event's type; None for an untyped one."""
-    return None if issubclass(tp, dict) else f"{tp.__module__}.{tp.__qualname__}"
-
-
-def find_type(name: str) -> type[Event]:
-    """The event class of that name among those that the app's code has defined."""
-    qualname = name
-    same: list[type[Event]] = []
-    stack: list[type[Event]] = [Event]
-    while stack:
-        cls = stack.pop()
-        stack += cls.__subclasses__()
-        if type_name(cls) == qualname:
-            return cls
-        if name.endswith("." + cls.__qualname__):
-            same.append(cls)
-    if len(same) == 1:
-        return same[0]
-    raise OutputError(
-        f"the store holds undelivered events of the type {name}, which the app no longer defines; bring the class "
-        f"back, let the app run once, then remove it"
-    )
 
 
 def encode_json(events: list[Any]) -> bytes:

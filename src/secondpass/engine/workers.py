@@ -110,7 +110,7 @@ class _Process:
         verdict = self.verdict
         if verdict is None:
             return Death(how, own, cells[0], cells[1], stack)
-        if verdict.index >= 0 and not (self.given and self.given[0].number == verdict.bundle):
+        if verdict.event >= 0 and not (self.given and self.given[0].number == verdict.bundle):
             # It went on while it was being stopped, and has answered: no event is to blame for its end.
             return Death(verdict.how, False, cells[0], cells[1], stack)
         return verdict._replace(stack=stack)
