@@ -33,6 +33,7 @@ WORKERS = (2, 8, 32)
 NARROW = 4.0
 """Below this width it is worth a look why."""
 
+_HEAD = ("position", "keys", "waits for")
 _KEYS_COLUMNS = 26
 _WAITS_SHOWN = 3
 
@@ -48,7 +49,9 @@ class Reached(NamedTuple):
 @click.command(context_settings=HELP)
 @app_argument
 @click.option(
-    "--task", metavar="NAME", help="The task to look at.  [default: the first that has state, and keys if one has]"
+    "--task",
+    metavar="NAME",
+    help="The task to look at.  [default: the first that has state, and keys if one has]",
 )
 @limit_option(f"Take so many events that reach the task.  [default: {EVENTS}]", default=EVENTS)
 @click.option(
@@ -171,7 +174,9 @@ def _reaching(app: App, task: Task[Any], limit: int) -> list[Reached]:
     from secondpass.task import accepts
 
     kinds = accepts(task)
-    found: dict[tuple[int, tuple[int, ...]], Any] = {}  # a loop that a task stops is run again, from its beginning
+    found: dict[
+        tuple[int, tuple[int, ...]], Any
+    ] = {}  # a loop that a task stops is run again, from its beginning
 
     class Probe(Task[Any]):
         """Stands where the task stands, and notes what comes."""
@@ -186,7 +191,14 @@ def _reaching(app: App, task: Task[Any], limit: int) -> list[Reached]:
     taken = limit
     while True:
         found.clear()
-        result = reference.run([*before, Probe().options(name=f"before {task.name}")], log[:taken])
+        try:
+            result = reference.run([*before, Probe().options(name=f"before {task.name}")], log[:taken])
+        except SecondpassError:
+            raise
+        except Exception as error:  # whatever handle raises is caught there
+            raise SetupFailed(
+                f"a task before {task.name}: setup() failed: {error_text(error)}", task=task.name
+            ) from error
         if len(found) >= limit or taken >= len(log) or result.stopped is not None:
             break
         taken *= 4
@@ -241,10 +253,11 @@ def _advice(task: Task[Any], events: Sequence[ScheduledEvent], width: float) -> 
     if len(events) < 2:
         return []
     if not hasattr(type(task), "keys"):
-        return [
+        said = (
             f"{task.name} has state and no keys(), so each event waits for the one before it. If an event touches only "
             f"some cells, say which: keys(self, event) returns their keys"
-        ]
+        )
+        return [said]
     found: list[str] = []
     failed = [e for e in events if e.error is not None]
     if failed:
@@ -298,12 +311,14 @@ def _chart(report: ScheduleReport) -> list[str]:
     shown = report.events[:SHOWN_MAX]
     steps = max(e.step for e in shown)
     columns = text.width() or 100
-    keys = [text.cut(_keys_told(e), min(_KEYS_COLUMNS, max(8, columns // 4))) for e in shown]
+    keys = [text.cut(keys_told(e), min(_KEYS_COLUMNS, max(8, columns // 4))) for e in shown]
     waits = [_waits_told(report, e) for e in shown]
     labels = [label(e) for e in shown]
     counts = Counter(e.step for e in report.events)
-    left = sum(max(map(text.cells, column)) for column in (labels, keys, waits))
-    left = max(left, len("position" + "keys" + "waits for")) + 6
+    left = sum(
+        max(text.cells(head), *map(text.cells, column)) + 2
+        for head, column in zip(_HEAD, (labels, keys, waits), strict=True)
+    )
     most = max(steps, *(counts[s] for s in range(1, steps + 1)))
     wide = len(str(most)) + 1
     per_column = 1
@@ -325,11 +340,12 @@ def _chart(report: ScheduleReport) -> list[str]:
         if wide > 1
         else "step" + (f" (a column is {per_column} steps)" if per_column > 1 else "")
     )
-    table = text.table(["position", "keys", "waits for", ruler], rows, right="rlll")
     if wide > 1:
         total = "".join(f"{counts[s]:>{wide}}" for s in range(1, steps + 1))
-        row = text.table(["position", "keys", "waits for", ruler], [*rows, ["", "", "at once", total]], right="rlll")
-        table = [*table, row[-1]]
+        rows.append(["", "", "at once", total])
+    table = text.table([*_HEAD, ruler], rows, right="rlll")
+    if wide > 1:
+        table.insert(-1, "")
     return [*table[:1], *map(_faint, table[1:])]
 
 
@@ -360,7 +376,8 @@ def _told(key: Any) -> str:
     return told(key)
 
 
-def _keys_told(event: ScheduledEvent) -> str:
+def keys_told(event: ScheduledEvent) -> str:
+    """An event's keys, in a few words."""
     if event.error is not None:
         return "keys() failed"
     if event.keys is None:
@@ -385,10 +402,16 @@ def _figures(report: ScheduleReport, limit: int) -> list[tuple[str, str]]:
         ("steps", f"{report.steps:,}: the longest chain of events that wait for each other (●)"),
         ("", told),
         ("width", f"{report.width:,.1f}: events / steps"),
-        ("speed", ", ".join(f"{rate:.1f} times with {n} workers" for n, rate in report.at_once.items()) + " at most"),
+        (
+            "speed",
+            "at most "
+            + ", ".join(f"{rate:.1f} times with {n}" for n, rate in report.at_once.items())
+            + " workers",
+        ),
     ]
-    if len(report.events) == limit and report.steps and limit < 1000:
-        rows.append(("", f"of so few events; --limit 2000 is nearer to what a run has at hand"))
+    serial = all(e.keys is None for e in report.events)
+    if len(report.events) == limit < 1000 and not serial:
+        rows.append(("", "a run has more events at hand: --limit 2000 tells what to expect of it"))
     return rows
 
 

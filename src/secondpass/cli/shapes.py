@@ -249,7 +249,9 @@ class ScheduledEvent(Shape):
 
     number: Annotated[int, says("in the order of the log, from 0")]
     position: int
-    path: Annotated[list[int], says("its index in each list that it was emitted in; empty for the record's own")]
+    path: Annotated[
+        list[int], says("its index in each list that it was emitted in; empty for the record's own")
+    ]
     keys: Annotated[list[Any] | None, says("null: it may touch every cell, and waits for all before it")]
     error: Annotated[str | None, says("what `keys` raised")]
     waits_for: Annotated[list[int], says("the numbers of the earlier events that it waits for directly")]

@@ -93,7 +93,9 @@ def record(app: App, limit: int) -> list[Any]:
     """The first records of the app's real input, in the order in which the engine takes them."""
     sources = [as_source(s, i) for i, s in enumerate(app.sources)]
     if any(getattr(source, "path", None) == "-" for source in sources):
-        raise UsageError("standard input can be read once only, and is not looked at ahead of a run; give a file")
+        raise UsageError(
+            "standard input can be read once only, and is not looked at ahead of a run; give a file"
+        )
     intake = Intake(sources, [], follow=False)
     log: list[Any] = []
     try:

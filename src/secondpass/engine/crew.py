@@ -58,6 +58,11 @@ class Crew:
             [w for w, flights in enumerate(self._flights) if len(flights) == depth and depth < IN_HAND]
         )
 
+    @property
+    def flying(self) -> bool:
+        """Whether a bundle is on its way."""
+        return any(self._flights)
+
     def last(self, worker: int, lane: Any) -> Sent | None:
         """The bundle that a worker would have before the next one, if it is of this lane."""
         flights = self._flights[worker]

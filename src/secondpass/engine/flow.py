@@ -39,7 +39,7 @@ from secondpass.engine.quarantine import Place, cause
 from secondpass.engine.schedule import Schedule, Sent
 from secondpass.engine.stage import Cut, Passed, Stage
 from secondpass.engine.summary import merge_tally
-from secondpass.errors import SetupFailed, TaskFault, WorkerLost
+from secondpass.errors import InternalError, SetupFailed, TaskFault, WorkerLost
 from secondpass.record import Told, Verdict
 from secondpass.reference import Tally
 from secondpass.state import MISSING
@@ -48,6 +48,10 @@ from secondpass.task import keys_of
 
 BUNDLE_S = 0.004
 """A bundle takes about this long: long beside the way there and back, short beside an epoch."""
+BUNDLE_BYTES = 16 * 1024 * 1024
+"""And has about so many bytes at most."""
+DEAR_S = 0.02
+"""Of longer events a worker has one in hand: at the end of an epoch a second one would wait while others are idle."""
 SLICE_S = 0.002
 """An inline lane works so long before the hub looks at its workers again."""
 _UNKNOWN_S = 0.001  # the cost of an event before one was measured
@@ -187,8 +191,22 @@ class WorkerLane(Lane):
 
     def size(self, workers: int) -> int:
         """How many events the next bundle should have; smaller ones towards the end, so that all end together."""
-        wanted = int(BUNDLE_S / (self.gauge.cost_s or _UNKNOWN_S))
-        return max(1, min(wanted, self.order.undone // (2 * workers)))
+        gauge = self.gauge
+        wanted = min(int(BUNDLE_S / (gauge.cost_s or _UNKNOWN_S)), self.order.undone // (2 * workers))
+        if gauge.bytes:
+            wanted = min(wanted, BUNDLE_BYTES * gauge.shipped // gauge.bytes)
+        return max(1, wanted)
+
+    @property
+    def dear(self) -> bool:
+        """Whether an event takes so long that to wait for the next one does not count."""
+        return (self.gauge.cost_s or 0.0) > DEAR_S
+
+    def limit_of(self, sent: Sent) -> float | None:
+        """The seconds that each call may take: one event's, or a whole batch's."""
+        if self.limit_s is None or not self.batches or self.singly:
+            return self.limit_s
+        return self.limit_s * len(sent.nodes)
 
     def may_go_to(self, worker: int) -> bool:
         """Whether this worker may have this task."""
@@ -301,11 +319,12 @@ class WorkerLane(Lane):
         self.order.hold(node)
         self._suspended.add(node)
 
-    def trial(self) -> int | None:
+    def trial(self, *, take: bool) -> int | None:
         """An event to be tried now, alone; None when there is none."""
         for node in self._suspended:
             if not self.order.waits_for(node):
-                self._suspended.discard(node)
+                if take:
+                    self._suspended.discard(node)
                 return node
         return None
 
@@ -432,15 +451,22 @@ class Flow:
     def _send(self) -> None:
         """Give every worker something to do, and something to do next."""
         crew = self._crew
-        for depth in (0, 1):
-            for worker in crew.by_load(depth):
-                for lane in reversed(self._remote):
-                    if lane.may_go_to(worker) and self._send_from(lane, worker, depth):
-                        break
+        for worker in crew.by_load(0):
+            for lane in reversed(self._remote):
+                if lane.may_go_to(worker) and self._send_from(lane, worker, 0):
+                    break
+        trials = [lane for lane in self._remote if lane.trial(take=False) is not None]
+        for worker in crew.by_load(1):
+            if trials and any(lane.may_go_to(worker) for lane in trials):
+                trials = []  # it is kept free: a trial begins when it has nothing in hand
+                continue
+            for lane in reversed(self._remote):
+                if not lane.dear and lane.may_go_to(worker) and self._send_from(lane, worker, 1):
+                    break
 
     def _send_from(self, lane: WorkerLane, worker: int, depth: int) -> bool:
         crew = self._crew
-        if depth == 0 and (node := lane.trial()) is not None:
+        if depth == 0 and (node := lane.trial(take=True)) is not None:
             sent = lane.order.take_one(node)
             crew.renew(worker)
             self._forget_home(worker)
@@ -461,9 +487,11 @@ class Flow:
         number = self._crew.next_number()
         message = lane.message(sent, number, worker, behind)
         lane.gauge.bytes += len(message)
-        self._crew.submit(worker, Flight(number, lane, sent, alone), message, lane.limit_s)
+        self._crew.submit(worker, Flight(number, lane, sent, alone), message, lane.limit_of(sent))
 
     def _receive(self, *, wait: bool) -> None:
+        if wait and not self._crew.flying:
+            raise InternalError("the schedule stands still: events wait, and none of them runs")
         for event in self._crew.wait(None if wait else 0.0):
             if isinstance(event, Done):
                 answer = decode_answer(event.answer)
