@@ -213,12 +213,23 @@ def meant(tasks: Sequence[Task[Any]], log: Sequence[Any]) -> Left:
     return Left(found.streams, found.dead_letters, found.state, found.tallies, found.now, stopped)
 
 
-def with_crew(hub: Any, rng: random.Random) -> None:
+class Workers:
+    """How a case is run on workers: drawn from a generator, with the verdicts that came of it."""
+
+    def __init__(self, rng: random.Random, fatal: Callable[[Any], bool] | None = None) -> None:
+        self.rng = rng
+        self.fatal = fatal
+        self.verdicts: list[Any] = []
+
+
+def with_crew(hub: Any, workers: Workers) -> None:
     """Give a hub workers that take turns in this process, some of them lost, and tasks that move at every epoch."""
+    rng = workers.rng
     stages, size = hub.chain.stages, rng.randint(1, 4)
     lose = rng.choice([0.0, 0.0, 0.1])
-    workers = InProcess(tuple(s.given for s in stages), size, rng.randrange(2**32), lose=lose)
-    hub.chain.crew = Crew(size, lambda: workers, lambda verdict: None)
+    tasks = tuple(s.given for s in stages)
+    executor = InProcess(tasks, size, rng.randrange(2**32), lose=lose, fatal=workers.fatal)
+    hub.chain.crew = Crew(size, lambda: executor, workers.verdicts.append)
     share = rng.choice([0.5, 1.0])
     hub.chain.placement.choose = lambda: [rng.random() < share for _ in stages]
 
@@ -228,7 +239,7 @@ def in_memory(
     log: Sequence[Any],
     pace: Any,
     sources: Sequence[Any] | None = None,
-    crew: random.Random | None = None,
+    crew: Workers | None = None,
 ) -> Left:
     """What the engine makes of a log without a store; with `crew`, on workers too."""
     hubs: list[Any] = []

@@ -7,9 +7,11 @@ race between processes would show in days. It protects from nothing: a task that
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from secondpass.engine.bundle import decode_bundle, decode_events
 from secondpass.engine.executor import Death, Done, Lost
 from secondpass.engine.worker import Worker
 from secondpass.task import Task
@@ -18,14 +20,24 @@ from secondpass.task import Task
 class InProcess:
     """An executor whose workers take turns, in an order drawn from a seed.
 
-    With `lose`, a worker is lost now and then, with all that it had in hand.
+    With `lose`, a worker is lost now and then, with all that it had in hand; with `fatal`, at every event for
+    which that says so, as if the event had ended its process.
     """
 
-    def __init__(self, tasks: tuple[Task[Any], ...], size: int, seed: int = 0, *, lose: float = 0.0) -> None:
+    def __init__(
+        self,
+        tasks: tuple[Task[Any], ...],
+        size: int,
+        seed: int = 0,
+        *,
+        lose: float = 0.0,
+        fatal: Callable[[Any], bool] | None = None,
+    ) -> None:
         self.size = size
         self._tasks = tasks
         self._random = Random(seed)
         self._lose = lose
+        self._fatal = fatal
         self._workers: dict[int, Worker] = {}
         self._waiting: list[deque[bytes]] = [deque() for _ in range(size)]
 
@@ -45,12 +57,21 @@ class InProcess:
             return []
         worker = self._random.choice(able)
         if self._random.random() < self._lose:
-            self._waiting[worker].clear()
-            self._workers.pop(worker, None)
-            return [Lost(worker, Death("killed by SIGKILL", own=False, bundle=-1, event=-1, stack=""))]
+            return [self._lost(worker, Death("killed by SIGKILL", own=False, bundle=-1, event=-1, stack=""))]
+        if self._fatal is not None:
+            bundle = decode_bundle(self._waiting[worker][0])
+            for i, event in enumerate(decode_events(bundle.events)):
+                if self._fatal(event):
+                    death = Death("killed by SIGSEGV", own=True, bundle=bundle.number, event=i, stack="")
+                    return [self._lost(worker, death)]
         if worker not in self._workers:
             self._workers[worker] = Worker(self._tasks, lambda _number, _index: None)
         return [Done(worker, self._workers[worker].answer(self._waiting[worker].popleft()))]
+
+    def _lost(self, worker: int, death: Death) -> Lost:
+        self._waiting[worker].clear()
+        self._workers.pop(worker, None)
+        return Lost(worker, death)
 
     def close(self) -> None:
         """Forget the workers."""
