@@ -221,7 +221,7 @@ def pace(rng: random.Random) -> Pace:
     return Pace(random.Random(rng.random()), sizes, rng.choice([0.0, 0.0, 0.3, 1.0]))
 
 
-def _sources(case: Case, rng: random.Random) -> list[Scripted]:
+def sources(case: Case, rng: random.Random) -> list[Scripted]:
     batches = random.Random(rng.random()) if rng.random() < 0.5 else None
     return [Scripted(records, f"source {i}", batches) for i, records in enumerate(case.sources)]
 
@@ -230,18 +230,18 @@ def _in_memory_differs(case: Case, rng: random.Random) -> str | None:
     log = case.log
     want = meant(case.tasks(), log)
     for _ in range(2):
-        got = in_memory(case.tasks(), log, pace(rng), _sources(case, rng))
-        found = difference(want, got) or misplaced(log, got, _number)
+        got = in_memory(case.tasks(), log, pace(rng), sources(case, rng))
+        found = difference(want, got) or misplaced(log, got, number_of)
         if found is not None:
             return f"in memory: {found}"
     every = rng.choice([0, 0, 5, 17])
     crew = Workers(random.Random(rng.random()), (lambda event: blocks.hit(event, every)) if every else None)
-    got = in_memory(case.tasks(), log, pace(rng), _sources(case, rng), crew=crew)
-    found = difference(meant(case.tasks(), [*crew.verdicts, *log]), got) or misplaced(log, got, _number)
+    got = in_memory(case.tasks(), log, pace(rng), sources(case, rng), crew=crew)
+    found = difference(meant(case.tasks(), [*crew.verdicts, *log]), got) or misplaced(log, got, number_of)
     return None if found is None else f"on workers, {len(crew.verdicts)} verdicts: {found}"
 
 
-def _number(record: Any) -> Any:
+def number_of(record: Any) -> Any:
     return None if record is None or isinstance(record, Refused) else blocks.number(record)
 
 
@@ -261,7 +261,7 @@ def _in_store_differs(case: Case, rng: random.Random, directory: Path) -> str | 
             log,
             store,
             pace(rng),
-            sources=_sources(case, rng),
+            sources=sources(case, rng),
             limit=limit,
             kill_at=kill_at,
         )
@@ -294,7 +294,7 @@ def _in_store_differs(case: Case, rng: random.Random, directory: Path) -> str | 
     assert len([r for r in log if not isinstance(r, Retry)]) == source_length
     want = meant(case.tasks(mended=mended), log)
     left = stored(case.tasks(mended=mended), store)
-    found = difference(want, left) or misplaced(log, left, _number)
+    found = difference(want, left) or misplaced(log, left, number_of)
     if found is None and left.position != len(log):
         found = f"position {left.position} after {len(log)} records"
     return None if found is None else f"in a store: {found}"

@@ -31,7 +31,9 @@ from secondpass.engine.compare import codecs_of
 from secondpass.engine.crew import Crew
 from secondpass.engine.inprocess import InProcess
 from secondpass.engine.outbox import decode_event, decode_events
+from secondpass.engine.recipe import recipe_for
 from secondpass.engine.stage import Stage
+from secondpass.engine.workers import LocalProcesses
 from secondpass.errors import TaskError, TaskFault
 from secondpass.record import DeadLetter, Refused, Retry
 from secondpass.reference import Tally
@@ -216,20 +218,28 @@ def meant(tasks: Sequence[Task[Any]], log: Sequence[Any]) -> Left:
 class Workers:
     """How a case is run on workers: drawn from a generator, with the verdicts that came of it."""
 
-    def __init__(self, rng: random.Random, fatal: Callable[[Any], bool] | None = None) -> None:
+    def __init__(
+        self, rng: random.Random, fatal: Callable[[Any], bool] | None = None, *, processes: bool = False
+    ) -> None:
         self.rng = rng
         self.fatal = fatal
+        self.processes = processes
         self.verdicts: list[Any] = []
+
+    def executor(self, tasks: tuple[Any, ...], size: int) -> Any:
+        """Real processes, or workers that take turns in this one, some of them lost."""
+        if self.processes:
+            return LocalProcesses(recipe_for(App("case", source=[], tasks=tasks)), size)
+        lose = self.rng.choice([0.0, 0.0, 0.1])
+        return InProcess(tasks, size, self.rng.randrange(2**32), lose=lose, fatal=self.fatal)
 
 
 def with_crew(hub: Any, workers: Workers) -> None:
-    """Give a hub workers that take turns in this process, some of them lost, and tasks that move at every epoch."""
+    """Give a hub workers, and tasks that move at every epoch."""
     rng = workers.rng
-    stages, size = hub.chain.stages, rng.randint(1, 4)
-    lose = rng.choice([0.0, 0.0, 0.1])
+    stages, size = hub.chain.stages, rng.randint(1, 2 if workers.processes else 4)
     tasks = tuple(s.given for s in stages)
-    executor = InProcess(tasks, size, rng.randrange(2**32), lose=lose, fatal=workers.fatal)
-    hub.chain.crew = Crew(size, lambda: executor, workers.verdicts.append)
+    hub.chain.crew = Crew(size, lambda: workers.executor(tasks, size), workers.verdicts.append)
     share = rng.choice([0.5, 1.0])
     hub.chain.placement.choose = lambda: [rng.random() < share for _ in stages]
 
@@ -267,6 +277,8 @@ def in_memory(
         except TaskError as error:
             stopped = f"{type(error).__name__}: {error}"
     (hub,) = hubs
+    if hub.chain.crew is not None:
+        hub.chain.crew.close()
     streams: dict[str, list[Any]] = {name: [] for name in app.streams}
     positions: dict[str, list[int]] = {name: [] for name in app.streams}
     for first, outcome in outcomes:
