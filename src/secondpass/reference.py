@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secondpass.app import MAIN
-from secondpass.errors import TaskError, TaskFault, TaskStopped
+from secondpass.errors import TaskError, TaskStopped
 from secondpass.event import time_reader
 from secondpass.record import (
     INTAKE,
@@ -136,8 +136,8 @@ class Step:
 def stop_error(task: Task[Any], position: int, event: Any, error: BaseException) -> TaskError:
     """The error that stops an app at one event, naming event, task and reason."""
     place = f"task {task.name}, position {position}, event {event!r}"
-    if isinstance(error, TaskFault):
-        return TaskFault(f"{error}\n  at {place}", task=task.name, position=position)
+    if isinstance(error, TaskError):
+        return type(error)(f"{error}\n  at {place}", task=task.name, position=position)
     return TaskStopped(
         f"{error_text(error)}\n  at {place}\n  the task says on_error='stop'; mend it and run again: the event is next",
         task=task.name,
@@ -184,7 +184,7 @@ def run(
             except KeyboardInterrupt:
                 raise
             except CAUGHT as error:
-                if isinstance(error, TaskFault) or step.on_error == "stop":
+                if isinstance(error, TaskError) or step.on_error == "stop":
                     raise stop_error(step.task, position, event, error) from error
                 tally.errors += 1
                 tally.error_streak += 1

@@ -99,7 +99,7 @@ def picture(report: ScheduleReport, most: int) -> str:
     chain = set(itertools.pairwise(report.chain))
     drawn = sorted(arrows, key=lambda a: (_number(a[0]), _number(a[-1])) in chain)  # the chain's lie on top
     parts += [_arrow(route, left, hot=(_number(route[0]), _number(route[-1])) in chain) for route in drawn]
-    hot = set(report.chain)
+    hot = set(report.chain) if steps > 1 else set[int]()
     parts += [
         _box(p, left, hot=p.event.number in hot) for layer in layers for p in layer if p.event is not None
     ]

@@ -325,7 +325,7 @@ def _chart(report: ScheduleReport) -> list[str]:
     if steps * wide > columns - left:
         wide = 1
         per_column = -(-steps // max(8, columns - left))
-    chain = set(report.chain)
+    chain = set(report.chain) if report.steps > 1 else set[int]()
     rows = [
         [
             labels[i],
@@ -397,18 +397,16 @@ def _figures(report: ScheduleReport, limit: int) -> list[tuple[str, str]]:
     chain = [label(report.events[n]) for n in report.chain]
     told = " ".join(chain) if len(chain) <= 8 else " ".join([*chain[:4], "...", *chain[-3:]])
     hidden = len(report.events) - SHOWN_MAX
-    rows = [
-        ("events", text.count(len(report.events)) + (f" ({hidden:,} not shown)" if hidden > 0 else "")),
-        ("steps", f"{report.steps:,}: the longest chain of events that wait for each other (●)"),
-        ("", told),
-        ("width", f"{report.width:,.1f}: events / steps"),
-        (
-            "speed",
-            "at most "
-            + ", ".join(f"{rate:.1f} times with {n}" for n, rate in report.at_once.items())
-            + " workers",
-        ),
-    ]
+    rates = ", ".join(f"{rate:.1f} times with {n}" for n, rate in report.at_once.items())
+    rows = [("events", text.count(len(report.events)) + (f" ({hidden:,} not shown)" if hidden > 0 else ""))]
+    if report.steps > 1:
+        rows += [
+            ("steps", f"{report.steps:,}: the longest chain of events that wait for each other (●)"),
+            ("", told),
+        ]
+    else:
+        rows.append(("steps", "1: no event waits for another"))
+    rows += [("width", f"{report.width:,.1f}: events / steps"), ("speed", f"at most {rates} workers")]
     serial = all(e.keys is None for e in report.events)
     if len(report.events) == limit < 1000 and not serial:
         rows.append(("", "a run has more events at hand: --limit 2000 tells what to expect of it"))

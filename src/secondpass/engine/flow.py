@@ -328,9 +328,9 @@ class WorkerLane(Lane):
                 return node
         return None
 
-    def condemn(self, node: int, verdict: Verdict) -> None:
+    def give_up(self, node: int, why: Verdict | WorkerLost) -> None:
         """The event will not be run."""
-        self._became[self._slots[node]] = verdict
+        self._became[self._slots[node]] = why
         self.order.done([node])
 
     # ---- release
@@ -374,8 +374,11 @@ class WorkerLane(Lane):
             self.parts.append(passed)
         return passed
 
-    def _release(self, what: More | Verdict, event: Any, where: Where, passed: Passed) -> None:
+    def _release(self, what: More | Verdict | WorkerLost, event: Any, where: Where, passed: Passed) -> None:
         """An event of which more came than passing or dropping it."""
+        if isinstance(what, WorkerLost):
+            self.stage.failed(self._epoch, event, where, what, passed)
+            return
         if isinstance(what, Verdict):
             self.stage.failed(self._epoch, event, where, Told(what.error, what.traceback), passed)
             return
@@ -551,31 +554,31 @@ class Flow:
             return
         node = flight.sent.nodes[0] if flight.alone else flight.sent.nodes[death.event]
         if not flight.alone and lane.batches and not lane.singly and len(flight.sent.nodes) > 1:
-            if death.own:
+            if death.own or quarantine.killed_at(lane.place_of(node)):
                 lane.singly = True  # which of the batch it was shows when they run one by one
             return
         place = lane.place_of(node)
         if not flight.alone:
-            if not death.own:
-                return
-            quarantine.suspect(place)
-            lane.suspend(node)
+            if death.own or quarantine.killed_at(place):
+                quarantine.suspect(place)
+                lane.suspend(node)
             return
         verdict = quarantine.died(place, death)
         if verdict is None:
             if quarantine.hopeless(place):
-                raise WorkerLost(
-                    f"task {name}, position {place[0]}: whenever this event runs, its worker is ended from outside "
-                    f"({death.how}); find out who does that (the kernel, for want of memory?), then run again: the "
-                    f"event is next",
-                    task=name,
-                    position=place[0],
+                lane.give_up(
+                    node,
+                    WorkerLost(
+                        f"whenever this event runs, its worker is ended from outside ({death.how}); find out who does "
+                        f"that, then run again: the event is next"
+                    ),
                 )
+                return
             lane.suspend(node)
             return
         self._crew.record(verdict)
         lane.stage.verdicts[verdict.position, verdict.path] = verdict
-        lane.condemn(node, verdict)
+        lane.give_up(node, verdict)
 
 
 def tally_of(parts: list[Passed]) -> Tally:

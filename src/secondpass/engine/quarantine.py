@@ -19,8 +19,10 @@ KILLED = "killed its worker"
 """How the error of a convicted event begins."""
 CONVICTED = 3
 """So many deaths alone, by its own doing, convict an event."""
-OUTSIDE_MAX = 20
+OUTSIDE_MAX = 10
 """So often in a row an event may be killed from outside while it runs alone."""
+OUTSIDE_SUSPECT = 3
+"""So often an event may be the one at which a worker was killed from outside, until it has to run alone."""
 
 Place = tuple[int, str, tuple[int, ...]]
 """Position, task and path: what a verdict is about."""
@@ -38,6 +40,7 @@ class Quarantine:
 
     def __init__(self) -> None:
         self._trials: dict[Place, _Trial] = {}
+        self._outside: dict[Place, int] = {}
         self.convicted = 0
         self.acquitted = 0
         self.seconds = 0.0
@@ -46,6 +49,11 @@ class Quarantine:
     def suspect(self, place: Place) -> None:
         """A worker died at this event, among others."""
         self._trials.setdefault(place, _Trial())
+
+    def killed_at(self, place: Place) -> bool:
+        """A worker was killed from outside at this event, among others: whether that happened too often for chance."""
+        self._outside[place] = self._outside.get(place, 0) + 1
+        return self._outside[place] >= OUTSIDE_SUSPECT
 
     def survived(self, place: Place) -> None:
         """The event ran alone and its worker lived."""
@@ -74,6 +82,7 @@ class Quarantine:
     def forget(self) -> None:
         """The epoch is given up: what was not decided is open again."""
         self._trials.clear()
+        self._outside.clear()
 
 
 def cause(death: Death) -> str:

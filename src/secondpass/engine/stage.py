@@ -19,7 +19,7 @@ from typing import Any
 from secondpass.codec import pack
 from secondpass.engine.epoch import Epoch, Where, path_of
 from secondpass.engine.overlay import Cells, Delta, Layered, Mirror, Suspect, mirrors, overlay_for
-from secondpass.errors import TaskFault
+from secondpass.errors import TaskError, TaskFault
 from secondpass.record import DeadLetter, Told, Verdict, error_text, trace_text
 from secondpass.reference import CAUGHT, Step, Tally
 from secondpass.state import CallValues, Moment, Output
@@ -361,7 +361,7 @@ class Stage:
     def failed(self, epoch: Epoch, event: Any, where: Where, error: BaseException, passed: Passed) -> None:
         """Note what becomes of an event at which the task failed; raises `Cut` where the app must stop."""
         index = path_of(where)[0]
-        if isinstance(error, TaskFault) or self.on_error == "stop":
+        if isinstance(error, TaskError) or self.on_error == "stop":
             raise Cut(index, self.given, event, error, passed) from error
         passed.tally.errors += 1
         passed.tally.error_streak += 1

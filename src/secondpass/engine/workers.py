@@ -18,6 +18,7 @@ import socket
 import subprocess
 import time
 from collections import deque
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import msgspec
@@ -41,6 +42,7 @@ _OWN_SIGNALS = frozenset(
         signal.SIGXFSZ,
     }
 )
+_KILLED = "killed by SIGKILL"
 _LOOK_S = 1.0
 """How long a process may be silent until somebody looks what is the matter with it, and between two looks."""
 _ABORT_S = 0.5
@@ -197,6 +199,7 @@ class LocalProcesses:
         self._recipe = recipe
         self._nursery: _Nursery | None = None
         self._killed_early = 0
+        self._kills = _kills_for_memory()
         self._slots: dict[int, _Process] = {}
         self._by_key: dict[int, _Process] = {}
         self._keys = 0
@@ -329,6 +332,10 @@ class LocalProcesses:
         with contextlib.suppress(Garbled):
             self._take(process)
         self._forget(process)
+        kills = _kills_for_memory()
+        if kills > self._kills and how == _KILLED and process.killed is None:
+            how, own = "killed by the kernel for want of memory", True
+        self._kills = kills
         self._found.append(Lost(process.worker, process.death(how, own)))
 
     # ---------------------------------------------------------------- what comes in
@@ -476,6 +483,17 @@ class LocalProcesses:
             self._hear(nursery)
             if self._nursery is nursery:
                 self._nursery_ended(nursery)
+
+
+def _kills_for_memory() -> int:
+    """How many processes the kernel has killed since it started, on the whole machine, where memory ran out.
+
+    To be killed that way is the only SIGKILL that tells something about an event, and the signal does not say it.
+    """
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/vmstat").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("oom_kill ")))
+    return 0
 
 
 def _how(code: int | None) -> tuple[str, bool]:

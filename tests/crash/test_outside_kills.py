@@ -1,0 +1,97 @@
+"""Workers ended from outside: that tells nothing about an event, unless the kernel did it for want of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secondpass.store.database import Store
+
+APP = """
+import os, signal
+from secondpass import App, Event, Task, table
+from secondpass.connectors import JsonLines
+
+class Seen(Event):
+    n: int
+
+class Fatal(Task[Seen]):
+    seen = table(int, int, default=0)
+    def keys(self, event: Seen) -> tuple[int]:
+        return (event.n % 7,)
+    def handle(self, event: Seen) -> Seen:
+        self.seen[event.n % 7] += 1
+        if event.n == 50:
+            {at_fifty}
+        return event
+
+app = App("fatal", source=[Seen(n=n) for n in range(200)], tasks=[Fatal().options(place="workers")],
+          sink=JsonLines("out.jsonl"))
+"""
+V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+LIMIT = 300 * 1024 * 1024
+
+
+def run(directory: Path, group: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def enter() -> None:
+        if group is not None:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    return subprocess.run(
+        [sys.executable, "-m", "secondpass", "run", "app.py", "--workers", "2"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=enter,
+    )
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group whose processes may use so much memory together."""
+    name = f"secondpass-test-{os.getpid()}"
+    for root, limit in ((V1, "memory.limit_in_bytes"), (V2, "memory.max")):
+        group = root / name
+        with contextlib.suppress(OSError):
+            group.mkdir()
+            try:
+                (group / limit).write_text(str(LIMIT))
+                yield group
+            finally:
+                group.rmdir()
+            return
+    pytest.skip("no control group can be made here")
+
+
+def test_an_event_at_which_a_worker_is_always_killed_stops_the_app_in_front_of_it(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP.format(at_fifty="os.kill(os.getpid(), signal.SIGKILL)"))
+    done = run(tmp_path)
+    assert done.returncode == 3
+    assert "ended from outside (killed by SIGKILL)" in done.stderr
+    assert "position 50" in done.stderr
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 50
+    (tmp_path / "app.py").write_text(APP.format(at_fifty="pass"))
+    assert run(tmp_path).returncode == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 200
+
+
+def test_an_event_for_which_the_kernel_has_no_memory_is_set_aside(tmp_path: Path, memory_group: Path) -> None:
+    (tmp_path / "app.py").write_text(APP.format(at_fifty="bytearray(500_000_000)"))
+    done = run(tmp_path, memory_group)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 199
+    store = Store.open_to_read(tmp_path / ".secondpass" / "fatal")
+    try:
+        ((_, _, letter),) = store.letters()
+    finally:
+        store.close()
+    assert letter.position == 50
+    assert letter.error.endswith("killed by the kernel for want of memory")
