@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import traceback
+import zlib
 from typing import Any, NamedTuple
 
+from secondpass.codec import pack
 from secondpass.event import LATEST_TIME_S
 
 _OURS = os.path.dirname(__file__) + os.sep  # noqa: PTH120  # compared with what frames hold: text
@@ -63,10 +65,17 @@ class Verdict(NamedTuple):
     """The event's index in each list it was emitted in; empty for the record's own event."""
     error: str
     traceback: str
+    crc: int = 0
+    """Of the event: where live sources come in another order after a crash, another event may stand in its place."""
 
     @property
     def place(self) -> tuple[int, str, tuple[int, ...]]:
         return self.position, self.task, self.path
+
+
+def event_crc(event: Any) -> int:
+    """What tells one event from another."""
+    return zlib.crc32(pack(event))
 
 
 class Told(Exception):

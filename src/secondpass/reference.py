@@ -27,6 +27,7 @@ from secondpass.record import (
     Told,
     Verdict,
     error_text,
+    event_crc,
     refuse_time,
     trace_text,
 )
@@ -177,7 +178,8 @@ def run(
             name, tally = step.task.name, tallies[step.task.name]
             tally.events += 1
             try:
-                if (verdict := verdicts.get((position, name, path))) is not None:
+                verdict = verdicts.get((position, name, path))
+                if verdict is not None and verdict.crc == event_crc(event):
                     raise Told(verdict.error, verdict.traceback)
                 allowed = keys_of(step.task, event) if enforce_keys else None
                 results, branched = step.call(event, position, now, path, allowed)

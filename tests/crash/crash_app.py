@@ -5,6 +5,7 @@ position it was made at (`at`): a test tells from an output alone which record i
 """
 
 from collections.abc import Iterator
+from typing import Any, Literal
 
 from secondpass import App, Event, Task, output, table, value
 from secondpass.connectors import JsonLines
@@ -40,6 +41,9 @@ class Suppress(Task[Reading]):
     window_s: float = 20.0
     last_seen = table(int, float, ttl_s="window_s")
 
+    def keys(self, event: Reading) -> tuple[int, ...]:
+        return (event.cid,)
+
     def handle(self, event: Reading) -> Reading | None:
         seen = event.cid in self.last_seen
         self.last_seen[event.cid] = event.time
@@ -54,6 +58,9 @@ class Recent(Task[Reading]):
 
     recent = table(int, list[float], factory=list)
     by_line = table(str, int)
+
+    def keys(self, event: Reading) -> tuple[int | str, ...]:
+        return (event.cid, f"line-{event.n % 700}")
 
     def handle(self, event: Reading) -> Reading:
         recent = self.recent[event.cid]
@@ -99,10 +106,26 @@ class Score(Task[Scored]):
         return event
 
 
-app = App(
-    "crash",
-    source=JsonLines("in.jsonl", Reading),
-    tasks=[Suppress(), Recent(), Split(), Score().options(on_error="pass")],
-    sink=JsonLines("out.jsonl"),
-    sinks={"pages": JsonLines("pages.jsonl")},
-)
+def crash(*tasks: Task[Any]) -> App:
+    return App(
+        "crash",
+        source=JsonLines("in.jsonl", Reading),
+        tasks=tasks,
+        sink=JsonLines("out.jsonl"),
+        sinks={"pages": JsonLines("pages.jsonl")},
+    )
+
+
+app = crash(Suppress(), Recent(), Split(), Score().options(on_error="pass"))
+
+
+# The same app with the same store: where its tasks run changes nothing.
+
+
+def on_workers() -> App:
+    return crash(*(task.options(place="workers") for task in app.tasks))
+
+
+def mixed() -> App:
+    places: tuple[Literal["inline", "workers"], ...] = ("inline", "workers", "inline", "workers")
+    return crash(*(task.options(place=place) for task, place in zip(app.tasks, places, strict=True)))

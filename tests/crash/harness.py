@@ -12,6 +12,7 @@ put out until there, no shorter than what the store has recorded. At the end the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -22,13 +23,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import crash_app
 import msgspec
+import psutil
 
 from secondpass import reference
 from secondpass.engine.compare import codecs_of
@@ -41,6 +43,8 @@ from secondpass.store.spool import Command, Spool
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent / "src" / "secondpass"
 NAME = "crash_app.py"
+ON_WORKERS, MIXED = f"{NAME}:on_workers()", f"{NAME}:mixed()"
+"""The same app with all tasks on workers, and with some of them."""
 STREAMS = {"main": "out.jsonl", "pages": "pages.jsonl"}
 TASKS = crash_app.app.tasks
 MALFORMED = "malformed"
@@ -196,6 +200,41 @@ class Server:
         return json.loads(text)
 
 
+def nursery_of(hub: int) -> psutil.Process | None:
+    """The process that starts the workers of a hub that a test has started; None where there is none."""
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(hub).children():
+            if "secondpass.engine.nursery" in " ".join(child.cmdline()):
+                return child
+    return None
+
+
+def workers_of(hub: int) -> list[psutil.Process]:
+    """The workers of such a hub."""
+    nursery = nursery_of(hub)
+    with contextlib.suppress(psutil.Error):
+        return [] if nursery is None else nursery.children()
+    return []
+
+
+def gone(processes: Iterable[psutil.Process]) -> bool:
+    """Whether none of them runs any more."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                return False
+    return True
+
+
+def kill_a_worker(hub: int, rng: random.Random) -> bool:
+    """kill -9 one of a hub's workers; whether there was one."""
+    found = workers_of(hub)
+    with contextlib.suppress(psutil.Error):
+        if found:
+            rng.choice(found).kill()
+    return bool(found)
+
+
 def real_command(directory: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
     """The installed `secondpass`, as a user starts it."""
     return subprocess.Popen(
@@ -236,6 +275,7 @@ class Case:
         self.wants: dict[str, Command] = {}
         """By spool name: the commands that were left for the app."""
         self.epoch_records = 50
+        self.spec, self.options = NAME, tuple[str, ...]()
         self.log_file = directory / "log.txt"
         self._states: dict[Any, Any] = {}
 
@@ -251,7 +291,13 @@ class Case:
         shutil.copytree(self.directory, to)
         twin = Case(to, self.server)
         twin.wants, twin.epoch_records, twin._states = dict(self.wants), self.epoch_records, self._states
+        twin.spec, twin.options = self.spec, self.options
         return twin
+
+    def on_workers(self, spec: str = ON_WORKERS) -> Case:
+        """Let the tasks run on two workers from now on."""
+        self.spec, self.options = spec, ("--workers", "2")
+        return self
 
     def remove(self) -> None:
         """All was well: nobody will look at this directory."""
@@ -265,7 +311,8 @@ class Case:
     def start(self, *options: str, command: str = "run", **env: str) -> Process:
         """Start a command; its output goes to `log_file`."""
         epochs = {"SECONDPASS_EPOCH_RECORDS": str(self.epoch_records)}
-        return self.server.start(self.directory, self.log_file, [command, NAME, *options], {**epochs, **env})
+        arguments = [command, self.spec, *self.options, *options]
+        return self.server.start(self.directory, self.log_file, arguments, {**epochs, **env})
 
     def run(self, *options: str, expect: int | None = 0, **env: str) -> int:
         """Run to the end; the exit code must be the expected one."""
@@ -360,6 +407,8 @@ class _Check:
             self.expect("the source's place", (place["offset"]["bytes"], place["skip"]), (ends[taken - 1], 0))
         self._outputs(wanted, complete)
         self._letters(wanted)
+        verdicts = [details for _, kind, details in self.store.history() if kind == "verdict"]
+        self.expect("verdicts, where all kills came from outside", verdicts, [])
         self.expect("the stream's time", progress.now, wanted.now)
         tallies = {n: msgspec.convert(t, Tally) for n, t in progress.tallies.items()}
         if progress.position:

@@ -25,7 +25,9 @@ SYSTEM = [
 ]
 # Passed by other commands than `run`; test_retries.py and test_fresh.py kill there.
 ELSEWHERE = {name for name in points() if name.startswith(("spool.put.", "fresh."))}
-HERE = [*(p for p in points() if p not in ELSEWHERE), *SYSTEM]
+ON_A_WORKER = [name for name in points() if name.startswith("worker.")]
+IN_THE_HUB = [name for name in points() if name not in ELSEWHERE and name not in ON_A_WORKER]
+HERE = [*IN_THE_HUB, *SYSTEM]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,61 @@ def test_a_run_killed_at_a_point_goes_on_as_if_it_had_not_been(
             killed.remove()
             reached += 1
     assert reached, f"no run passes {point}: a scenario for it is missing"
+
+
+@pytest.fixture(scope="module")
+def with_workers(later: Case, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, dict[str, int]]:
+    """The later app with its tasks on workers, and the number of times that its hub passes each point."""
+    case = later.copy(tmp_path_factory.mktemp("with-workers") / "case").on_workers()
+    counted = case.copy(tmp_path_factory.mktemp("count") / "with-workers")
+    counts = counted.count()
+    counted.check()
+    assert not set(counts) & set(ON_A_WORKER), "a worker's point was passed in the hub"
+    return case, counts
+
+
+@pytest.mark.parametrize("point", IN_THE_HUB)
+def test_a_run_with_workers_killed_at_a_point_goes_on_as_if_it_had_not_been(
+    point: str,
+    with_workers: tuple[Case, dict[str, int]],
+    copies: Callable[[Case], Case],
+    rng: random.Random,
+) -> None:
+    case, counts = with_workers
+    if point not in counts:
+        pytest.skip("only a store's first run passes it")
+    killed, number = copies(case), rng.randint(1, counts[point])
+    kill_at(killed, point, number)
+    finish(killed, f"pass {number} of {point}, with workers")
+    killed.remove()
+
+
+@pytest.mark.parametrize("point", ON_A_WORKER)
+def test_workers_that_are_all_killed_at_a_point_change_nothing(
+    point: str,
+    with_workers: tuple[Case, dict[str, int]],
+    copies: Callable[[Case], Case],
+    rng: random.Random,
+) -> None:
+    case = copies(with_workers[0])
+    # Each process counts for itself: all workers end at this pass, one after the other.
+    case.run(SECONDPASS_KILL_AT=f"{point}:{rng.randint(3, 8)}")
+    case.check()
+
+
+@pytest.mark.parametrize("point", ON_A_WORKER)
+def test_a_hub_killed_while_its_workers_are_loses_nothing(
+    point: str,
+    with_workers: tuple[Case, dict[str, int]],
+    copies: Callable[[Case], Case],
+    rng: random.Random,
+) -> None:
+    case, counts = with_workers
+    killed, number = copies(case), rng.randint(1, counts["commit.after"])
+    code = killed.run(expect=None, SECONDPASS_KILL_AT=f"commit.after:{number},{point}:3")
+    assert code == -9, f"exit code {code}\n{killed.log()}"
+    killed.check_after_kill()
+    finish(killed, f"pass {number} of commit.after, workers at pass 3 of {point}")
 
 
 FIRST_FAULTS = (

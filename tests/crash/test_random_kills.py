@@ -1,7 +1,8 @@
 """kill -9 from outside at random moments of running apps, again and again, until each app has come to its end.
 
 SECONDPASS_KILLS says how many kills there are in all (200 normally; `make crash` asks for 5,000). They are
-shared out over the tests of this file; a test goes on with new apps until it has made its share.
+shared out over the tests of this file; a test goes on with new apps until it has made its share. In more than a third
+of the shares tasks run on workers, which are killed as well as the hub.
 """
 
 import os
@@ -13,14 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import MALFORMED, STREAMS, Case, Mismatch, Process, Server, Standing, lines, until
+from harness import (
+    MALFORMED,
+    MIXED,
+    ON_WORKERS,
+    STREAMS,
+    Case,
+    Mismatch,
+    Process,
+    Server,
+    Standing,
+    gone,
+    kill_a_worker,
+    lines,
+    nursery_of,
+    until,
+    workers_of,
+)
 
+from secondpass.errors import StoreError
 from secondpass.store.database import Store
 from secondpass.store.spool import Command
 
 KILLS = int(os.environ.get("SECONDPASS_KILLS") or 200)
-SHARES = 8
-FOLLOWED = 2  # of the shares
+SHARES = 12
+WITH_WORKERS, FOLLOWED = 4, 2  # of the shares; one of those that are followed has workers too
 
 
 class Drawn:
@@ -32,11 +50,12 @@ class Drawn:
         self.commands = rng.randint(0, 3)
         # Most of the time until a run ends; at times so little that even recovery is cut off.
         self.delay_s = rng.choice((0.03, 0.15, 0.3))
+        self.spec = rng.choice((ON_WORKERS, ON_WORKERS, MIXED))
         self.log: list[str] = []
 
     def __str__(self) -> str:
         return (
-            f"{self.records} records, epochs of {self.epoch_records}, {self.commands} commands; "
+            f"{self.spec}, {self.records} records, epochs of {self.epoch_records}, {self.commands} commands; "
             f"{'; '.join(self.log[-12:])}"
         )
 
@@ -99,18 +118,75 @@ def kill_until_it_ends(case: Case, rng: random.Random, drawn: Drawn, wanted: int
     return kills
 
 
+def kill_workers_until_it_ends(case: Case, rng: random.Random, drawn: Drawn, wanted: int) -> int:
+    """As above with tasks on workers: some workers are killed, then the hub; gives the number of kills."""
+    case.on_workers(drawn.spec)
+    case.epoch_records = max(
+        7, drawn.epoch_records
+    )  # a commit for each record, and nobody is ever killed at work
+    kills = 0
+    while kills < wanted:
+        process = case.start()
+        killed_workers = 0
+        for _ in range(min(rng.randrange(4), wanted - kills - 1)):
+            until(lambda hub=process: bool(workers_of(hub.pid)) or hub.ended(0.0))
+            if process.ended(rng.uniform(0, drawn.delay_s)):
+                break
+            killed_workers += kill_a_worker(process.pid, rng)
+        kills += killed_workers
+        delay_s = rng.uniform(0, 2 * drawn.delay_s)
+        ended = process.ended(delay_s)
+        family = [] if ended else [p for p in (nursery_of(process.pid), *workers_of(process.pid)) if p]
+        if not killed(process, 0.0):
+            break
+        kills += 1
+        until(lambda family=family: gone(family), 2.0)
+        standing = case.check_after_kill(state=rng.random() < 0.3)
+        drawn.log.append(
+            f"killed {killed_workers} workers, then the hub {delay_s * 1e3:.1f} ms later "
+            f"at {standing.position if standing else 'nothing'}"
+        )
+        ask_something(case, rng, drawn)
+        if kills % 10 == 0:
+            drawn.delay_s *= 2
+    case.run()
+    case.check()
+    return kills
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(SHARES - FOLLOWED))
+@pytest.mark.parametrize("number", range(WITH_WORKERS))
+def test_kills_of_workers_and_of_their_hub_lose_and_repeat_nothing(
+    number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int, record_property: Any
+) -> None:
+    make_share(number, server, tmp_path, rng, seed, record_property, kill_workers_until_it_ends)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(WITH_WORKERS, SHARES - FOLLOWED))
 def test_kills_at_random_moments_lose_and_repeat_nothing(
     number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int, record_property: Any
 ) -> None:
+    make_share(number, server, tmp_path, rng, seed, record_property, kill_until_it_ends)
+
+
+def make_share(
+    number: int,
+    server: Server,
+    tmp_path: Path,
+    rng: random.Random,
+    seed: int,
+    record_property: Any,
+    kill: Callable[[Case, random.Random, Drawn, int], int],
+) -> None:
+    """Kill one app after the other until this test has made its share."""
     made, apps = 0, 0
     record_property("kills", share_of(number))
     while made < share_of(number):
         drawn = Drawn(rng)
         case = Case.make(tmp_path / str(apps), server, lines(rng, drawn.records))
         try:
-            made += kill_until_it_ends(case, rng, drawn, share_of(number) - made)
+            made += kill(case, rng, drawn, share_of(number) - made)
         except BaseException as error:
             error.add_note(f"SEED={seed}, app {apps}, kill {made}: {drawn}")
             raise
@@ -144,6 +220,8 @@ def test_a_followed_input_survives_kills_while_it_is_written(
     while made < share_of(number):
         drawn = Drawn(rng)
         case = Case.make(tmp_path / str(apps), server, [])
+        if number % 2:
+            case.on_workers(drawn.spec)
         readers = [Reader(case.directory / name) for name in ("out.jsonl", "pages.jsonl")]
         try:
             made += _follow(case, rng, drawn, readers, min(15, share_of(number) - made))
@@ -188,13 +266,22 @@ def _follow(case: Case, rng: random.Random, drawn: Drawn, readers: list[Reader],
 
 
 def _caught_up(case: Case, size: int) -> bool:
-    store = Store.open_to_read(case.store)
+    try:
+        store = Store.open_to_read(case.store)
+    except StoreError:
+        return False  # all kills came before it was made
     try:
         progress = store.progress
         read = bool(progress.sources) and progress.sources[0]["offset"]["bytes"] == size
         done = set(progress.commands) >= set(case.wants)
-        sizes = {s: (case.directory / name).stat().st_size for s, name in STREAMS.items()}
-        return read and done and all(progress.totals.get(s, 0) == n for s, n in sizes.items())
+        paths = {s: case.directory / name for s, name in STREAMS.items()}
+        sizes = {s: path.stat().st_size for s, path in paths.items() if path.exists()}
+        return (
+            read
+            and done
+            and len(sizes) == len(paths)
+            and all(progress.totals.get(s, 0) == n for s, n in sizes.items())
+        )
     finally:
         store.close()
 

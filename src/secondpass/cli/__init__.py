@@ -8,6 +8,7 @@
     apps.py, places.py  finding the app, finding a store
     reading.py          what a store holds, as plain data
     watching.py         how far a run is: progress.py in lines, terminal.py as a bar
+    order.py            which events wait for which; picture.py draws it
     <command>.py        one command, or one group of them
 
 Invariants: results go to standard output, everything else to standard error; what reads a store never

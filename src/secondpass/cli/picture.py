@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from html import escape
 
 from secondpass.cli import text
-from secondpass.cli.schedule import keys_told, label
+from secondpass.cli.order import keys_told, label
 from secondpass.cli.shapes import ScheduledEvent, ScheduleReport
 
 BOX_W, BOX_H = 108, 38

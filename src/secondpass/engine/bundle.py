@@ -131,7 +131,7 @@ def encode_keys(keys: list[frozenset[Any]], *, plain: bool) -> Any:
 
     The worker takes the hub's word for them: computed again, they might differ where they depend on `hash()`.
     """
-    return list(map(list[Any], keys)) if plain else pickle.dumps(keys)
+    return keys if plain else pickle.dumps(keys)  # a set is packed as a list is
 
 
 def decode_keys(raw: Raw) -> list[frozenset[Any]]:

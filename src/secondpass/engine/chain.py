@@ -119,6 +119,10 @@ class Chain:
             deltas, outcome.values[stage.name] = stage.changes(now)
             outcome.deltas.update({(stage.name, table): delta for table, delta in deltas.items()})
 
+    def judged(self, position: int) -> bool:
+        """Whether there is a verdict on an event at or after a position."""
+        return any(at >= position for stage in self.stages for at, _ in stage.verdicts)
+
     def apply(self, outcome: Outcome) -> None:
         """The epoch is committed: its deltas are the base of the next."""
         for stage in self.stages:

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from secondpass.engine.executor import Done, Executor, Lost
-from secondpass.engine.quarantine import OUTSIDE_MAX, Quarantine
+from secondpass.engine.executor import Death, Done, Executor, Lost
+from secondpass.engine.quarantine import OUTSIDE_MAX, Quarantine, cause
 from secondpass.engine.schedule import Sent
 from secondpass.engine.summary import Deaths, Summary
+from secondpass.errors import SetupFailed
 from secondpass.record import Verdict
 
 IN_HAND = 2
@@ -41,6 +42,7 @@ class Crew:
         self._given_up: set[int] = set()
         self._number = 0
         self._setups_lost: dict[str, int] = {}
+        self._unexplained = 0
 
     @property
     def executor(self) -> Executor:
@@ -86,6 +88,7 @@ class Crew:
 
     def landed(self, worker: int, number: int) -> Flight | None:
         """The oldest bundle of a worker was answered; None if nobody wants it any more."""
+        self._unexplained = 0
         flight = self._flights[worker].popleft()
         assert flight.number == number
         return None if number in self._given_up else flight
@@ -112,6 +115,14 @@ class Crew:
             found = self.quarantine
             summary.workers = self.size
             summary.deaths = Deaths(found.convicted, found.acquitted, found.seconds)
+
+    def unexplained(self, death: Death) -> None:
+        """A worker died at no event: raises `SetupFailed` where no worker will do better."""
+        self._unexplained += 1
+        if (death.own and death.bundle < 0) or self._unexplained >= OUTSIDE_MAX:
+            raise SetupFailed(
+                f"workers end before they have run anything: {cause(death)}\n{death.stack}".rstrip()
+            )
 
     def close(self) -> None:
         if self._executor is not None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-BETWEEN, SETTING_UP = -1, -2
-"""Stand for the index of an event: the worker was between bundles, or in a task's `setup()`."""
+BETWEEN, SETTING_UP, DECODING = -1, -2, -3
+"""Stand for the index of an event: the worker was between bundles, in a task's `setup()`, or reading a bundle."""
 
 
 class Death(NamedTuple):
@@ -22,7 +22,7 @@ class Death(NamedTuple):
     bundle: int
     """The number of the bundle that it was running."""
     event: int
-    """The index of the event in that bundle; or BETWEEN, or SETTING_UP."""
+    """The index of the event in that bundle; or BETWEEN, SETTING_UP, DECODING."""
     stack: str
     """Its last Python stack, where it could be told."""
 

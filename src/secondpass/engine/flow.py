@@ -33,23 +33,29 @@ from secondpass.engine.bundle import (
 )
 from secondpass.engine.crew import Crew, Flight
 from secondpass.engine.epoch import Epoch, Where, path_of
-from secondpass.engine.executor import BETWEEN, SETTING_UP, Death, Done, Lost
+from secondpass.engine.executor import BETWEEN, DECODING, SETTING_UP, Death, Done, Lost
 from secondpass.engine.placement import Gauge, serial
 from secondpass.engine.quarantine import Place, cause
 from secondpass.engine.schedule import Schedule, Sent
 from secondpass.engine.stage import Cut, Passed, Stage
 from secondpass.engine.summary import merge_tally
 from secondpass.errors import InternalError, SetupFailed, TaskFault, WorkerLost
-from secondpass.record import Told, Verdict
+from secondpass.record import Told, Verdict, event_crc
 from secondpass.reference import Tally
 from secondpass.state import MISSING
 from secondpass.store.format import CellCodec
 from secondpass.task import keys_of
 
-BUNDLE_S = 0.004
-"""A bundle takes about this long: long beside the way there and back, short beside an epoch."""
+BUNDLE_S, BUNDLE_MANY_S = 0.008, 0.004
+"""A bundle takes about this long: long beside the way there and back (0.1 ms of the hub), short beside an epoch.
+
+Many workers share an epoch's width, and shorter bundles spread it better (`benchmarks/simulate_workers.py`).
+"""
+MANY = 4
 BUNDLE_BYTES = 16 * 1024 * 1024
 """And has about so many bytes at most."""
+BATCH = 32
+"""A task with `handle_batch` gets so many events at least, where there are as many."""
 DEAR_S = 0.02
 """Of longer events a worker has one in hand: at the end of an epoch a second one would wait while others are idle."""
 SLICE_S = 0.002
@@ -152,7 +158,8 @@ class WorkerLane(Lane):
         self._became += [None] * len(events)
         keys: list[frozenset[Any] | None] = []
         plain = not stage.verdicts and (not stage.types or all(issubclass(k, stage.types) for k in kinds))
-        task = stage.task if self._keyed else stage.given
+        # A task of few copies is set up on workers only, so its keys() does without.
+        task = stage.task if self._keyed and self.copies is None else stage.given
         every = None if self._stateful else _FREE
         for slot, event in enumerate(events, first):
             if not plain and self._settled(slot, event):
@@ -178,10 +185,13 @@ class WorkerLane(Lane):
             self._became[slot] = PASSED
             return True
         path = path_of(self._where[slot])
-        verdict = stage.verdicts.get((self._epoch.first + path[0], path[1:])) if stage.verdicts else None
+        verdict = stage.verdict_on(event, self._epoch.first + path[0], path[1:])
         if verdict is not None:
             self._became[slot] = verdict
         return verdict is not None
+
+    def event_of(self, node: int) -> Any:
+        return self._events[self._slots[node]]
 
     def place_of(self, node: int) -> Place:
         path = path_of(self._where[self._slots[node]])
@@ -192,7 +202,11 @@ class WorkerLane(Lane):
     def size(self, workers: int) -> int:
         """How many events the next bundle should have; smaller ones towards the end, so that all end together."""
         gauge = self.gauge
-        wanted = min(int(BUNDLE_S / (gauge.cost_s or _UNKNOWN_S)), self.order.undone // (2 * workers))
+        bundle_s = BUNDLE_MANY_S if workers > MANY else BUNDLE_S
+        wanted = round(bundle_s / (gauge.cost_s or _UNKNOWN_S))
+        if self.batches:
+            wanted = max(wanted, BATCH)  # it is faster with many, or would not be written so
+        wanted = min(wanted, self.order.undone // (2 * workers))
         if gauge.bytes:
             wanted = min(wanted, BUNDLE_BYTES * gauge.shipped // gauge.bytes)
         return max(1, wanted)
@@ -216,8 +230,13 @@ class WorkerLane(Lane):
         """A bundle as bytes: its events, and the cells that its worker does not have already."""
         slots = [self._slots[node] for node in sent.nodes]
         events = [self._events[s] for s in slots]
-        paths = [path_of(self._where[s]) for s in slots]
+        places = [self._where[s] for s in slots]
         first, nows = self._epoch.first, self._nows
+        indexes: Any = places
+        paths: list[tuple[int, ...]] | None = None
+        if any(p.__class__ is tuple for p in places):
+            tuples = list(map(path_of, places))
+            indexes, paths = [p[0] for p in tuples], [p[1:] for p in tuples]
         inherits = behind is not None and behind.whole is sent.whole and not sent.whole
         keys: Any = None
         cells: dict[str, Any] = {}
@@ -244,9 +263,9 @@ class WorkerLane(Lane):
                 inherits,
                 self.singly,
                 encode_events(events),
-                [first + p[0] for p in paths],
-                [nows[p[0]] for p in paths],
-                [p[1:] for p in paths] if any(len(p) > 1 for p in paths) else None,
+                [first + i for i in indexes],
+                [nows[i] for i in indexes],
+                paths,
                 keys,
                 cells,
                 values,
@@ -519,17 +538,20 @@ class Flow:
 
     def _lost(self, lost: Lost) -> None:
         """A worker is gone: its bundles wait again, and the event at which it died is suspect."""
-        death = lost.death
+        death, explained = lost.death, False
         self._forget_home(lost.worker)
         for flight in self._crew.crashed(lost.worker):
             lane: WorkerLane = flight.lane
             if lane not in self._remote:
                 continue  # given up: what it would still do is after the stop
             lane.lose(flight.sent)
-            if death.bundle == flight.number:
+            if death.bundle == flight.number and death.event != BETWEEN:
+                explained = True
                 self._look_into(lane, flight, death)
             elif flight.alone:
                 lane.suspend(flight.sent.nodes[0])
+        if not explained:
+            self._crew.unexplained(death)
 
     def _forget_home(self, worker: int) -> None:
         """The process of a worker is another one now: it has no task's cells."""
@@ -548,21 +570,21 @@ class Flow:
                     task=name,
                 )
             return
-        if death.event == BETWEEN:
-            if flight.alone:
-                lane.suspend(flight.sent.nodes[0])
-            return
-        node = flight.sent.nodes[0] if flight.alone else flight.sent.nodes[death.event]
-        if not flight.alone and lane.batches and not lane.singly and len(flight.sent.nodes) > 1:
-            if death.own or quarantine.killed_at(lane.place_of(node)):
-                lane.singly = True  # which of the batch it was shows when they run one by one
-            return
-        place = lane.place_of(node)
+        sent = flight.sent.nodes
         if not flight.alone:
-            if death.own or quarantine.killed_at(place):
-                quarantine.suspect(place)
-                lane.suspend(node)
+            at = sent if death.event == DECODING else [sent[death.event]]
+            if lane.batches and not lane.singly and len(sent) > 1:
+                if death.own or quarantine.killed_at(lane.place_of(at[0])):
+                    lane.singly = True  # which of the batch it was shows when they run one by one
+                return
+            for node in at:
+                place = lane.place_of(node)
+                if death.own or quarantine.killed_at(place):
+                    quarantine.suspect(place)
+                    lane.suspend(node)
             return
+        (node,) = sent
+        place = lane.place_of(node)
         verdict = quarantine.died(place, death)
         if verdict is None:
             if quarantine.hopeless(place):
@@ -576,6 +598,7 @@ class Flow:
                 return
             lane.suspend(node)
             return
+        verdict = verdict._replace(crc=event_crc(lane.event_of(node)))
         self._crew.record(verdict)
         lane.stage.verdicts[verdict.position, verdict.path] = verdict
         lane.give_up(node, verdict)

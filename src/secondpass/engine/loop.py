@@ -81,7 +81,9 @@ class Hub:
         failpoint("take.before")
         progress = self.store.progress
         number = self.store.epoch + 1
-        command = self.commands.next_epoch(number)
+        # A verdict is about a position that is still to come: until then nothing else may take one.
+        judged = self.chain.judged(progress.position)
+        command = None if judged else self.commands.next_epoch(number)
         if command is not None:
             return command
         limit = self.pacer.limit()
@@ -91,6 +93,8 @@ class Hub:
                 self.summary.ended = "limit"
                 return None
         epoch = self.intake.take(number, progress.position, progress.now, limit)
+        if judged and (epoch is None or not epoch.count):  # it was on a command's event
+            epoch = self.commands.next_epoch(number) or epoch
         failpoint("take.after")
         return epoch
 

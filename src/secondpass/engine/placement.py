@@ -19,7 +19,9 @@ import msgspec
 from secondpass.task import Task
 
 HUB_S, WORKER_S = 12e-6, 15e-6
-"""What an event on its way costs the hub and a worker (`benchmarks/every_core.py` measures both)."""
+"""What an event on its way costs the hub and a worker (`benchmarks/shipping.py` measures both)."""
+BYTE_S = 0.5e-9
+"""What each byte of it costs either (`benchmarks/every_core.py`, arrays of 10 MB)."""
 MOVE, STAY = 1 / 1.2, 1 / 1.05
 DEAR_S = 2e-3
 """An event that keeps the hub longer than this lets workers wait."""
@@ -27,7 +29,7 @@ CAREFUL_S = 200e-6
 """Beside an event that takes longer, it hardly counts that each of its calls is checked."""
 FORGET_AFTER = 64
 """After so many epochs inline, what was known of a task's keys is looked at anew."""
-_WEIGHT = 0.3
+_WEIGHT, _EVENTS = 0.3, 200
 
 
 def cores() -> int:
@@ -61,7 +63,9 @@ class Gauge:
             cost = seconds / events
             if careful and cost < CAREFUL_S:
                 return
-            self.cost_s = cost if self.cost_s is None else self.cost_s + _WEIGHT * (cost - self.cost_s)
+            # Many events tell more than one.
+            weight = 1.0 if self.cost_s is None else max(0.02, min(_WEIGHT, events / _EVENTS))
+            self.cost_s = cost if self.cost_s is None else self.cost_s + weight * (cost - self.cost_s)
 
     def looked(self, width: float) -> None:
         """An epoch's dependency order was so wide."""
@@ -76,8 +80,17 @@ def serial(task: Task[Any]) -> bool:
 def never_inline(task: Task[Any]) -> bool:
     """Whether a task that can go to workers needs nothing of it in the hub: neither `handle` nor `keys`."""
     options = task._options
-    elsewhere = options.place == "workers" or options.limit_s is not None or options.copies is not None
-    return elsewhere and not hasattr(type(task), "keys")
+    if options.copies is not None:
+        return True
+    return (options.place == "workers" or options.limit_s is not None) and not hasattr(type(task), "keys")
+
+
+def needs_workers(task: Task[Any]) -> str | None:
+    """The option of a task that only a worker can fulfil; None if it has none."""
+    options = task._options
+    if options.limit_s is not None:
+        return "limit_s"
+    return "copies" if options.copies is not None else None
 
 
 class Placed(msgspec.Struct):
@@ -150,10 +163,12 @@ class Placement:
             return True
         if options.place == "inline" or gauge.cost_s is None or serial(task):
             return False
-        there = self._cost_on_workers(gauge.cost_s, gauge.width)
+        there = self._cost_on_workers(gauge.cost_s, gauge)
         return there < gauge.cost_s * (STAY if gauge.on_workers else MOVE)
 
-    def _cost_on_workers(self, cost_s: float, width: float | None) -> float:
+    def _cost_on_workers(self, cost_s: float, gauge: Gauge) -> float:
         """Seconds of one event on workers: the slowest of the hub, the workers and the cores."""
-        lanes = min(self._workers, width or self._workers)
-        return max(HUB_S, (cost_s + WORKER_S) / lanes, (HUB_S + cost_s + WORKER_S) / self._cores)
+        lanes = min(self._workers, gauge.width or self._workers)
+        way_s = BYTE_S * gauge.bytes / gauge.shipped if gauge.shipped else 0.0
+        hub_s, worker_s = HUB_S + way_s, WORKER_S + way_s
+        return max(hub_s, (cost_s + worker_s) / lanes, (hub_s + cost_s + worker_s) / self._cores)

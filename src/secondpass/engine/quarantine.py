@@ -8,6 +8,7 @@ an event and do not count, but an event that is never left alone to finish stops
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -73,7 +74,7 @@ class Quarantine:
         self.seconds += time.monotonic() - self._trials.pop(place).began
         self.convicted += 1
         how = ", ".join(dict.fromkeys(cause(d) for d in trial.deaths))
-        return Verdict(*place, f"{KILLED} {CONVICTED} times when it ran alone: {how}", death.stack)
+        return Verdict(*place, f"{KILLED} {CONVICTED} times when it ran alone: {how}", _users(death))
 
     def hopeless(self, place: Place) -> bool:
         """Whether it was killed from outside too often to go on."""
@@ -83,6 +84,15 @@ class Quarantine:
         """The epoch is given up: what was not decided is open again."""
         self._trials.clear()
         self._outside.clear()
+
+
+def _users(death: Death) -> str:
+    """The stack without our own frames, as dead letters show it."""
+    ours = f'  File "{os.path.dirname(os.path.dirname(__file__))}{os.sep}'  # noqa: PTH120 - compared as text
+    lines = [x for x in death.stack.splitlines() if not x.startswith((ours, '  File "<string>"'))]
+    if death.how.startswith("ran longer"):
+        lines = lines[2:]  # the signal that ended it, which was ours
+    return "\n".join(lines)
 
 
 def cause(death: Death) -> str:

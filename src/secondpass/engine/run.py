@@ -23,7 +23,7 @@ from secondpass.engine.hazard import CRASH, RUNNING, Hazard
 from secondpass.engine.intake import Intake
 from secondpass.engine.loop import Hub
 from secondpass.engine.outbox import Outbox
-from secondpass.engine.placement import cores, never_inline
+from secondpass.engine.placement import cores, needs_workers, never_inline
 from secondpass.engine.recipe import NotPortable, recipe_for
 from secondpass.engine.stage import Stage
 from secondpass.engine.summary import Summary
@@ -113,7 +113,14 @@ def crew_for(app: App, store: Store, workers: int | None, hazard: Hazard | None)
         assert hazard is not None
         logging.getLogger("secondpass").warning("%s", hazard.told())
         size, asked = max(1, size), asked or None
-    elif size == 0 or (asked is None and size == 1):
+    elif size == 0:
+        for task in app.tasks:
+            if needs_workers(task) is not None:
+                logging.getLogger("secondpass").warning(
+                    "task %s: %s counts for nothing without workers", task.name, needs_workers(task)
+                )
+        return None
+    elif asked is None and size == 1 and not any(map(needs_workers, app.tasks)):
         return None
     try:
         recipe = recipe_for(app)
@@ -179,10 +186,8 @@ def _recall_verdicts(store: Store, stages: list[Stage]) -> None:
             and details["position"] >= store.progress.position
             and details["task"] in by_name
         ):
-            path = tuple(details["path"])
-            verdict = Verdict(
-                details["position"], details["task"], path, details["error"], details["traceback"]
-            )
+            found: Any = {**details, "path": tuple(details["path"])}
+            verdict = Verdict(**found)
             by_name[verdict.task].verdicts[verdict.position, verdict.path] = verdict
 
 

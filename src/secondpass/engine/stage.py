@@ -20,10 +20,10 @@ from secondpass.codec import pack
 from secondpass.engine.epoch import Epoch, Where, path_of
 from secondpass.engine.overlay import Cells, Delta, Layered, Mirror, Suspect, mirrors, overlay_for
 from secondpass.errors import TaskError, TaskFault
-from secondpass.record import DeadLetter, Told, Verdict, error_text, trace_text
+from secondpass.record import DeadLetter, Told, Verdict, error_text, event_crc, trace_text
 from secondpass.reference import CAUGHT, Step, Tally
 from secondpass.state import CallValues, Moment, Output
-from secondpass.task import Task, accepts, attach, batch_results, call_of, expand
+from secondpass.task import Task, accepts, attach, batch_results, call_of, expand, keys_of
 
 
 class Cut(Exception):
@@ -264,6 +264,11 @@ class Stage:
             raise Again
         self._is_careful, self._fed = True, []
 
+    def verdict_on(self, event: Any, position: int, path: tuple[int, ...]) -> Verdict | None:
+        """The verdict on an event, if there is one."""
+        verdict = self.verdicts.get((position, path)) if self.verdicts else None
+        return verdict if verdict is not None and verdict.crc == event_crc(event) else None
+
     def _condemned(self, epoch: Epoch) -> bool:
         """Whether a verdict is about an event of this epoch."""
         return any(epoch.first <= at < epoch.first + epoch.count for at, _ in self.verdicts)
@@ -331,6 +336,7 @@ class Stage:
     def _run_carefully(self, epoch: Epoch, events: list[Any], where: Any, start: int, passed: Passed) -> None:
         """Call by call from `start` on, over the deltas settled so far."""
         step, nows, tally = self._enter_careful(), epoch.nows(), passed.tally
+        keyed = hasattr(type(self.given), "keys")
         for i in range(start, len(events)):
             event, w = events[i], where[i]
             if self.types and not isinstance(event, self.types):
@@ -340,10 +346,11 @@ class Stage:
             path = path_of(w)
             tally.events += 1
             try:
-                verdict = self.verdicts.get((epoch.first + path[0], path[1:])) if self.verdicts else None
+                verdict = self.verdict_on(event, epoch.first + path[0], path[1:]) if self.verdicts else None
                 if verdict is not None:
                     raise Told(verdict.error, verdict.traceback)
-                results, branched = step.call(event, epoch.first + path[0], nows[path[0]], path[1:])
+                allowed = keys_of(step.task, event) if keyed else None
+                results, branched = step.call(event, epoch.first + path[0], nows[path[0]], path[1:], allowed)
             except KeyboardInterrupt:
                 raise
             except CAUGHT as error:

@@ -29,7 +29,7 @@ from secondpass.engine.bundle import (
     decode_keys,
     encode_events,
 )
-from secondpass.engine.executor import BETWEEN, SETTING_UP
+from secondpass.engine.executor import BETWEEN, DECODING, SETTING_UP
 from secondpass.engine.overlay import Delta, Layered
 from secondpass.engine.stage import no_moment
 from secondpass.errors import TaskFault
@@ -53,6 +53,7 @@ class Worker:
     def answer(self, message: bytes | memoryview) -> bytes:
         """Run a bundle, and give what came of it."""
         bundle = decode_bundle(message)
+        self._mark(bundle.number, DECODING)
         failpoint("worker.bundle.before")
         runner = self._runners.get(bundle.task)
         if runner is None:
@@ -62,6 +63,7 @@ class Worker:
             except CAUGHT as error:
                 failed = (error_text(error), trace_text(error))
                 return pack(Answer(bundle.number, 0.0, b"", [], {}, {}, failed))
+            self._mark(bundle.number, DECODING)
         answer = runner.run(bundle)
         self._mark(bundle.number, BETWEEN)
         failpoint("worker.bundle.after")
