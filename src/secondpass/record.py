@@ -8,7 +8,9 @@ import traceback
 import zlib
 from typing import Any, NamedTuple
 
-from secondpass.codec import pack
+import msgspec
+
+from secondpass.codec import encode_hook, pack
 from secondpass.event import LATEST_TIME_S
 
 _OURS = os.path.dirname(__file__) + os.sep  # noqa: PTH120  # compared with what frames hold: text
@@ -74,8 +76,14 @@ class Verdict(NamedTuple):
 
 
 def event_crc(event: Any) -> int:
-    """What tells one event from another."""
-    return zlib.crc32(pack(event))
+    """What tells one event from another, in every process: the elements of a set have no order there."""
+    try:
+        return zlib.crc32(_in_order(event))
+    except TypeError:  # a mapping whose keys are no text has no sets beside it, as a rule
+        return zlib.crc32(pack(event))
+
+
+_in_order = msgspec.msgpack.Encoder(enc_hook=encode_hook, order="deterministic").encode
 
 
 class Told(Exception):

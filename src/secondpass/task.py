@@ -613,8 +613,16 @@ def _source_hash(target: Any) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-# The order of a set's elements must not look like a change.
-_in_order = msgspec.msgpack.Encoder(enc_hook=codec.encode_hook, order="deterministic").encode
+def _as_stored(value: Any) -> Any:
+    """A setting as plain data, sets in a fixed order: theirs must not look like a change."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(_as_stored, typing.cast("Iterable[Any]", value)), key=codec.pack)
+    if isinstance(value, (list, tuple)):
+        return list(map(_as_stored, typing.cast("Iterable[Any]", value)))
+    if isinstance(value, Mapping):
+        found = typing.cast("Mapping[Any, Any]", value)
+        return {codec.unpack(codec.pack(k)): _as_stored(v) for k, v in found.items()}
+    return codec.unpack(codec.pack(value))
 
 
 def describe(task: Task[Any]) -> dict[str, Any]:
@@ -626,7 +634,7 @@ def describe(task: Task[Any]) -> dict[str, Any]:
         "name": task.name,
         "class": task.function.__qualname__ if isinstance(task, FunctionTask) else type(task).__qualname__,
         "code": code_hash(task),
-        "settings": {k: codec.unpack(_in_order(v)) for k, v in settings.items()},
+        "settings": {k: _as_stored(v) for k, v in settings.items()},
         "state": type(task)._shape.state(),
         # Not part of the comparison: a reader of the store needs it to know what has expired.
         "ttl_s": {n: s.ttl_of(task) for n, s in type(task)._shape.tables.items() if s.ttl_s is not None},

@@ -116,6 +116,10 @@ class Crew:
             summary.workers = self.size
             summary.deaths = Deaths(found.convicted, found.acquitted, found.seconds)
 
+    def set_up(self, task: str) -> None:
+        """A worker has got through a task's setup."""
+        self._setups_lost.pop(task, None)
+
     def unexplained(self, death: Death) -> None:
         """A worker died at no event: raises `SetupFailed` where no worker will do better."""
         self._unexplained += 1

@@ -528,6 +528,7 @@ class Flow:
                         f"task {lane.stage.name}: setup() failed on a worker: {text}\n{trace}".rstrip(),
                         task=lane.stage.name,
                     )
+                self._crew.set_up(lane.stage.name)
                 if lane not in self._remote:
                     continue
                 if flight.alone:
