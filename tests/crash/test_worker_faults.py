@@ -537,7 +537,7 @@ def test_one_poison_event_in_every_thousand_is_set_aside(new: New, rng: random.R
 
 
 def killed_after_the_verdict(case: Faulty, poison: int, looping: int, **env: str) -> None:
-    """Run to the poison event's verdict and kill -9 the hub, while another event of its epoch still runs."""
+    """Run to the poison event's verdict and kill -9 the hub, while an event that waited for it still runs."""
     run = case.start(workers=2, **env)
     until(
         lambda: (
@@ -553,8 +553,8 @@ def killed_after_the_verdict(case: Faulty, poison: int, looping: int, **env: str
 
 
 def test_a_verdict_is_obeyed_by_a_run_after_kill_9_of_the_hub(new: New) -> None:
-    case = new("keyed", items(100, {12: "segv", 17: "once:loop"}))
-    killed_after_the_verdict(case, 12, 17)
+    case = new("keyed", items(100, {12: "segv", 15: "once:loop"}))
+    killed_after_the_verdict(case, 12, 15)
     calls = case.calls(12)
     case.check(complete=False, delivered=False)
     case.run()
@@ -563,8 +563,8 @@ def test_a_verdict_is_obeyed_by_a_run_after_kill_9_of_the_hub(new: New) -> None:
 
 
 def test_a_verdict_is_obeyed_by_a_run_without_workers(new: New) -> None:
-    case = new("keyed", items(100, {12: "segv", 17: "once:loop"}))
-    killed_after_the_verdict(case, 12, 17)
+    case = new("keyed", items(100, {12: "segv", 15: "once:loop"}))
+    killed_after_the_verdict(case, 12, 15)
     calls = case.calls(12)
     case.run(workers=0)
     check_convicted(case, {12: "segv"})
