@@ -2,7 +2,8 @@
 
     python benchmarks/run.py [--quick] [--only NAME]
 
-`--quick` takes small inputs, to see that everything runs; its results are printed and not written.
+`--quick` takes small inputs, to see that everything runs; its results are printed and not written. `--only` leaves the
+others' results as they are.
 """
 
 from __future__ import annotations
@@ -58,13 +59,16 @@ def main() -> None:
         )
         parts.append(f"### {title}\n\n`{command}`, {today}\n\n{done.stdout.strip()}\n")
         print(parts[-1], flush=True)
-    if given.quick or given.only:
+    if given.quick:
         return
     text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
     first, _, after = rest.partition(END)
-    head = first.partition("\n")[0]
-    PAGE.write_text(f"{before}{BEGIN}{head}\n\n" + "\n".join(parts) + f"\n{END}{after}")
+    head, _, old = first.partition("\n")
+    kept = {section.partition("\n")[0]: f"### {section.strip()}\n" for section in old.split("### ")[1:]}
+    kept |= {part.removeprefix("### ").partition("\n")[0]: part for part in parts}
+    found = [kept[title] for _, title, *_ in ALL if title in kept]
+    PAGE.write_text(f"{before}{BEGIN}{head}\n\n" + "\n".join(found) + f"\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -30,10 +30,11 @@ from heavy_tasks import Detection, Heavy, HeavySuppress, spins_for, write_events
 
 from secondpass import App
 from secondpass.connectors import JsonLines
-from secondpass.engine import bundle, channel, flow
+from secondpass.engine import bundle, channel, flow, lanes
 from secondpass.engine.crew import Crew
 from secondpass.engine.executor import Done
-from secondpass.engine.flow import Flow, WorkerLane
+from secondpass.engine.flow import Flow
+from secondpass.engine.lanes import WorkerLane
 from secondpass.engine.loop import Hub
 from secondpass.engine.recipe import recipe_for
 from secondpass.engine.schedule import Schedule
@@ -145,9 +146,9 @@ STEPS: list[tuple[Any, str, str]] = [
     (Schedule, "take", "dependency order: choosing a bundle"),
     (WorkerLane, "message", "bundle: positions, keys"),
     (WorkerLane, "_cells", "bundle: finding its cells"),
-    (flow, "encode_events", "bundle: encoding"),
-    (flow, "encode_keys", "bundle: encoding keys"),
-    (flow, "pack", "bundle: encoding"),
+    (lanes, "encode_events", "bundle: encoding"),
+    (lanes, "encode_keys", "bundle: encoding keys"),
+    (lanes, "pack", "bundle: encoding"),
     (LocalProcesses, "submit", "sending: bookkeeping"),
     (channel._Outgoing, "write", "sending: the system"),
     (LocalProcesses, "wait", "waiting: select, bookkeeping"),

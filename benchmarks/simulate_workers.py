@@ -17,7 +17,7 @@ from collections import deque
 from typing import NamedTuple
 
 from secondpass.engine.crew import IN_HAND
-from secondpass.engine.flow import BUNDLE_S
+from secondpass.engine.lanes import BUNDLE_S
 from secondpass.engine.pacer import Pacer
 from secondpass.engine.schedule import Schedule, Sent
 

@@ -8,7 +8,8 @@ from typing import Any
 from secondpass.app import MAIN
 from secondpass.engine.crew import Crew
 from secondpass.engine.epoch import Epoch, Outcome, Where, path_of
-from secondpass.engine.flow import Flow, InlineLane, WorkerLane, tally_of
+from secondpass.engine.flow import Flow
+from secondpass.engine.lanes import InlineLane, WorkerLane, tally_of
 from secondpass.engine.placement import Placement
 from secondpass.engine.stage import Again, Cut, Passed, Stage
 from secondpass.record import INTAKE, DeadLetter, Refused

@@ -6,7 +6,7 @@ import os
 
 TARGET_S = 0.2
 """A flooded app commits about five times a second: costs are amortised, and an output is never late by more."""
-HEAVY_TARGET_S = 0.5
+HEAVY_TARGET_S = 1.0
 """With tasks on workers: at the end of each epoch they run dry, and a commit's wait for the disk is time lost to all."""
 FIRST = 32
 """Few, since nothing is known yet of what an event costs."""
