@@ -23,7 +23,7 @@ ALL = [
     ("cheap_chains", "Cheap chains, file to file", ["--rounds", "3"], ["--events", "50000", "--rounds", "1"]),
     ("by_hand", "The usual hand-made design", ["--events", "50000", "--rounds", "1"],
      ["--events", "2000", "--rounds", "1"]),
-    ("every_core", "Tasks on every core", [],
+    ("every_core", "Tasks on every core", ["--events", "16000"],
      ["--events", "1000", "--cheap-events", "50000", "--rounds", "1"]),
     ("shipping", "An event's way to a worker and back", [], ["--events", "4000", "--rounds", "1"]),
     ("simulate_workers", "Many workers, simulated", [], ["--quick"]),
