@@ -85,7 +85,7 @@ def passes(point: str, count: int) -> list[int]:
 
 def surely(point: str, count: int) -> int:
     """So many passes there are in every run: how many pages SQLite writes, and slices a fold, varies a little."""
-    return max(1, count * 8 // 10) if point.startswith(("sys.wal.write", "sys.db.write", "fold.")) else count
+    return max(1, count * 9 // 10) if point.startswith(("sys.wal.write", "sys.db.write", "fold.")) else count
 
 
 def kill_at(case: Case, point: str, number: int, **env: str) -> Standing | None:
