@@ -69,6 +69,11 @@ def is_numpy(value_or_type: Any, name: str) -> bool:
     return issubclass(cls, getattr(numpy, name))
 
 
+def is_array(tp: Any) -> bool:
+    """Whether a declared type is a numpy array's."""
+    return getattr(typing.get_origin(tp) or tp, "__name__", "") == "ndarray"
+
+
 def _bytes_of(array: Any) -> memoryview | bytes:
     """The content of a numpy array: a view where there can be one, since to copy a large array takes long."""
     flat = array.flags.c_contiguous and array.size and array.dtype.kind in "biufc"
@@ -91,6 +96,8 @@ def encode_hook(obj: Any) -> Any:
 
 def decode_hook(tp: Any, obj: Any) -> Any:
     """The inverse of `encode_hook`, given the declared type."""
+    if is_array(tp):
+        return _array(obj).copy()  # a cell's array may be changed in place
     origin = typing.get_origin(tp) or tp
     if origin is collections.deque:
         maxlen, items = obj
@@ -101,12 +108,19 @@ def decode_hook(tp: Any, obj: Any) -> Any:
     if origin is collections.Counter:
         (key,) = typing.get_args(tp) or (Any,)
         return collections.Counter(msgspec.convert(obj, dict[key, int], dec_hook=decode_hook))
-    if isinstance(origin, type) and origin.__name__ == "ndarray":
-        import numpy  # only a type that mentions numpy comes here
-
-        dtype, shape, data = obj
-        return numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
     raise TypeError(f"a {tp!r} cannot be decoded")
+
+
+def _decode_sealed(tp: Any, obj: Any) -> Any:
+    """`decode_hook` inside of events: an array stays on the bytes it came as, and can never be changed."""
+    return _array(obj) if is_array(tp) else decode_hook(tp, obj)
+
+
+def _array(spelled: tuple[str, list[int], bytes]) -> Any:
+    import numpy  # only a type that mentions numpy comes here
+
+    dtype, shape, data = spelled
+    return numpy.ndarray(shape, dtype, buffer=data)  # read-only, as `bytes` are
 
 
 pack = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode
@@ -184,7 +198,7 @@ def mutable_part(tp: Any, _seen: frozenset[Any] = frozenset()) -> tuple[Any, str
         return next((p for p in parts if p is not None), None)
     if is_class(tp) and issubclass(tp, (enum.Enum, tuple)):
         return None
-    if getattr(origin or tp, "__name__", "") == "ndarray":
+    if is_array(tp):
         return None
     return tp, "a frozen msgspec.Struct, a tuple or a scalar"
 
@@ -216,7 +230,8 @@ def same(a: Any, b: Any) -> bool:
     if is_struct(type(a)):
         return all(same(getattr(a, f), getattr(b, f)) for f in a.__struct_fields__)
     if is_numpy(a, "ndarray"):
-        return a.dtype == b.dtype and a.shape == b.shape and _bytes_of(a) == _bytes_of(b)
+        order = a.flags.c_contiguous == b.flags.c_contiguous  # sums depend on it
+        return order and a.dtype == b.dtype and a.shape == b.shape and _bytes_of(a) == _bytes_of(b)
     if hasattr(a, "__dataclass_fields__"):
         return all(same(getattr(a, f), getattr(b, f)) for f in a.__dataclass_fields__)
     return bool(a == b)
@@ -257,6 +272,27 @@ def _exact_scalar(tp: Any) -> Callable[[Any], bool]:
     return lambda v: type(v) is tp
 
 
+def _exact_datetime(value: Any) -> bool:
+    """An instant is read back in UTC; one without a zone as it is."""
+    if type(value) is not datetime.datetime:
+        return False
+    if value.tzinfo is None or value.tzinfo is datetime.UTC:
+        return True
+    return same(msgspec.msgpack.decode(pack(value), type=datetime.datetime), value)
+
+
+def _exact_array(value: Any) -> bool:
+    """An array is read back in C order, of numpy's own class, its dtype from its short spelling."""
+    numpy = sys.modules.get("numpy")
+    return (
+        numpy is not None
+        and type(value) is numpy.ndarray
+        and value.flags.c_contiguous
+        and not value.dtype.hasobject
+        and numpy.dtype(value.dtype.str) == value.dtype
+    )
+
+
 def _encodes(text: str) -> bool:
     try:
         text.encode()
@@ -295,7 +331,8 @@ class Codec:
         self.type = tp
         self.name = describe(tp)
         try:
-            self._decoder = msgspec.msgpack.Decoder(tp, dec_hook=decode_hook)
+            self._hook = _decode_sealed if _sealed(tp) else decode_hook
+            self._decoder = msgspec.msgpack.Decoder(tp, dec_hook=self._hook)
         except TypeError as error:
             raise DefinitionError(f"the type {tp!r} cannot be stored: {error}") from None
         self.quick = _quick_types(tp)
@@ -315,7 +352,7 @@ class Codec:
 
     def decoder_of_list(self) -> msgspec.msgpack.Decoder[list[Any]]:
         """Decodes a list of values of this type in one go."""
-        return msgspec.msgpack.Decoder(list[self.type], dec_hook=decode_hook)
+        return msgspec.msgpack.Decoder(list[self.type], dec_hook=self._hook)
 
     def explain(self, value: Any) -> str:
         """Why a value is not exactly of this type, with what to write where that is known."""
@@ -327,6 +364,8 @@ class Codec:
                 f"{value!r} is a numpy {got.__name__}, the declared type is {self.name}; "
                 f"write {type(value.item()).__name__}(...)"
             )
+        if is_numpy(value, "ndarray") and not value.flags.c_contiguous:
+            return "the array is not in C order, as it would be read back; write numpy.ascontiguousarray(...)"
         if got is bool:
             return f"{value!r} is a bool, the declared type is {self.name}"
         if got is int and not _INT_MIN <= value <= _INT_MAX:
@@ -341,22 +380,49 @@ class Codec:
 
     def _compile(self) -> Callable[[Any], bool]:
         """The cheapest check that never differs from a round trip."""
-        tp, quick = self.type, self.quick
-        if quick is not None:
-            if len(quick) == 1:
-                return _exact_scalar(next(iter(quick)))
-            return _exact_union(quick)
-        origin, args = typing.get_origin(tp), typing.get_args(tp)
-        if origin is list or (origin is tuple and len(args) == 2 and args[1] is Ellipsis):
-            inner = _quick_types(args[0])
-            if inner is not None and not inner & {int, str}:
-                return _exact_sequence(origin, inner)
-        if is_struct(tp) and not hasattr(tp, "__post_init__"):
-            fields = [(f.name, _quick_types(f.type)) for f in msgspec.structs.fields(tp)]
-            known = [(name, _exact_scalar_or_union(quick)) for name, quick in fields if quick is not None]
-            if len(known) == len(fields):
-                return _compile_struct(tp, known)
-        return self._exact_by_round_trip
+        tp = self.type
+        if is_struct(tp):
+            if getattr(getattr(tp, "__post_init__", None), "only_seals", not hasattr(tp, "__post_init__")):
+                checks = [(f.name, _check_of(f.type)) for f in msgspec.structs.fields(tp)]
+                known = [(name, check) for name, check in checks if check is not None]
+                if len(known) == len(checks):
+                    return _compile_struct(tp, known)
+            return self._exact_by_round_trip
+        check = _check_of(tp)
+        if isinstance(check, type):
+            return _exact_scalar(check)
+        return check or self._exact_by_round_trip
+
+
+def _sealed(tp: Any) -> bool:
+    """Whether values of this type make themselves immutable when they are made: events that hold more than scalars."""
+    return is_struct(tp) and hasattr(getattr(tp, "__post_init__", None), "only_seals")
+
+
+def _check_of(tp: Any) -> Callable[[Any], bool] | type | None:
+    """A check without a round trip, a bare type where `type(v) is T` is enough; None where there is none."""
+    tp = plain(tp)
+    quick = _quick_types(tp)
+    if quick is not None:
+        return _exact_scalar_or_union(quick)
+    if tp is datetime.datetime:
+        return _exact_datetime
+    if is_array(tp):
+        return _exact_array
+    origin, args = typing.get_origin(tp), typing.get_args(tp)
+    if origin is list or (origin is tuple and len(args) == 2 and args[1] is Ellipsis):
+        inner = _quick_types(args[0])
+        if inner is not None and not inner & {int, str}:
+            return _exact_sequence(origin, inner)
+    if origin in (typing.Union, types.UnionType) and len(args) == 2 and type(None) in args:
+        check = _check_of(next(a for a in args if a is not type(None)))
+        if check is not None and not isinstance(check, type):
+            return _exact_or_none(check)
+    return None
+
+
+def _exact_or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda v: v is None or check(v)
 
 
 def _exact_union(quick: frozenset[type]) -> Callable[[Any], bool]:

@@ -119,6 +119,7 @@ def _sealer(hints: Mapping[str, Any], own: Callable[[Any], None] | None) -> Call
         if own is not None:
             own(self)
 
+    __post_init__.only_seals = own is None  # type: ignore[attr-defined]  # the codec asks
     return __post_init__
 
 
@@ -147,7 +148,7 @@ def _may_be_open(tp: Any, _seen: frozenset[Any] = frozenset()) -> bool:
     if base is not tuple and codec.is_class(base) and issubclass(base, tuple):
         hints = typing.get_type_hints(typing.cast("Any", base)).values()
         return any(_may_be_open(t, _seen | {base}) for t in hints)
-    if getattr(base, "__name__", "") == "ndarray":
+    if codec.is_array(tp):
         return True
     return any(_may_be_open(a, _seen) for a in args)
 
@@ -200,8 +201,9 @@ def freeze(value: Any) -> Any:
     if hasattr(kind, "_make"):  # a named tuple
         return kind._make(map(freeze, value))
     if codec.is_numpy(value, "ndarray"):
-        # A read-only view (`broadcast_to`, a slice) changes with the array that it looks at.
-        if value.flags.writeable or not value.flags.owndata:
+        # A read-only view (`broadcast_to`, a slice) changes with the array that it looks at, but not one of bytes.
+        flags = value.flags
+        if flags.writeable or not flags.c_contiguous or not (flags.owndata or type(value.base) is bytes):
             value = value.copy()
             value.setflags(write=False)
         return value
