@@ -4,6 +4,7 @@
     ├── UsageError              you asked for something that cannot be: the way out is in your hands
     │   ├── DefinitionError     a class or an app is defined in a way that cannot work
     │   ├── ChainChanged        the app's state changed its names; say which is which
+    │   ├── ChangeRefused       a command cannot be done; the chain runs on as it was
     │   └── SettingsError       an option or an argument does not fit
     ├── TaskError               your task's code did something at one event
     │   ├── TaskFault           it broke a rule of meaning (a wrong type in a cell, a returned bool, ...)
@@ -56,6 +57,10 @@ class DefinitionError(UsageError, TypeError):
 
 class ChainChanged(UsageError):
     """State was removed while other state was added: say `--rename Old=New` or `--drop Old`."""
+
+
+class ChangeRefused(UsageError):
+    """A command to a chain cannot be done; the chain runs on as it was."""
 
 
 class SettingsError(UsageError, ValueError):

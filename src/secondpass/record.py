@@ -1,4 +1,4 @@
-"""What a log holds, as the engine and the reference take it: events, refusals, retries, ticks and verdicts."""
+"""What a log holds, as the engine and the reference take it: events, refusals, retries, ticks, changes and verdicts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import traceback
 import zlib
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,8 @@ from secondpass.codec import encode_hook, pack
 from secondpass.event import LATEST_TIME_S
 
 _OURS = os.path.dirname(__file__) + os.sep  # noqa: PTH120  # compared with what frames hold: text
+
+ChangeKind = Literal["start", "stop", "set", "replace", "add", "remove", "drop"]
 
 INTAKE = ""
 """Stands for a task's name where an event was set aside before the chain."""
@@ -40,6 +42,25 @@ class Tick(NamedTuple):
     """Time that passed without an event: it moves the stream's time and nothing else."""
 
     time: float
+
+
+class Change(NamedTuple):
+    """A command: the chain changes here, between two events; time does not move.
+
+    start, stop     the task handles events, or they pass it by; stopped, it keeps its state
+    set             the task `to` stands in for it: the same code with other settings
+    replace         the task `to` stands in for it: other code, which takes over its state
+    add, remove     the task `to` comes into the chain before the task `before` (at its end without one), or leaves it
+    drop            its state is gone, or only that of the table or value `state`
+    """
+
+    kind: ChangeKind
+    task: str
+    to: Any = None
+    before: str | None = None
+    fresh: bool = False
+    """Whether a task that starts forgets what it had."""
+    state: str | None = None
 
 
 class DeadLetter(NamedTuple):

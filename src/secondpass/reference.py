@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secondpass.app import MAIN
+from secondpass.change import Link, changed, plain_state
 from secondpass.errors import TaskError, TaskStopped
 from secondpass.event import time_reader
 from secondpass.record import (
     INTAKE,
+    Change,
     DeadLetter,
     Refused,
     Retry,
@@ -31,14 +33,8 @@ from secondpass.record import (
     refuse_time,
     trace_text,
 )
-from secondpass.state import CallValues, Moment, Table, TableSpec
-from secondpass.task import Task, accepts, attach, bind, call_of, expand, keys_of
-
-CAUGHT = BaseException
-"""What a task may raise without stopping anything but its own call: all but `KeyboardInterrupt`.
-
-A panic of a library written in Rust is no `Exception`, and must not stop the app at every start.
-"""
+from secondpass.step import CAUGHT, Step
+from secondpass.task import Task, keys_of
 
 
 @dataclass
@@ -73,67 +69,6 @@ class Result:
         return self.streams[MAIN]
 
 
-class Step:
-    """A task bound to resting cells, whose every call is kept whole or undone whole."""
-
-    def __init__(self, task: Task[Any], cells: dict[str, Any], values: dict[str, bytes]) -> None:
-        shape = type(task)._shape
-        self.moment = Moment()
-        self.task = bind(task, self.moment)
-        self.types = accepts(task)
-        self.on_error = task._options.on_error
-        self.tables: dict[str, Table[Any, Any]] = {
-            n: Table[Any, Any](s, cells.setdefault(n, {}), self.moment, s.ttl_of(task))
-            for n, s in shape.tables.items()
-        }
-        self.values = CallValues(shape.values, values)
-        attach(self.task, _values=self.values, **self.tables)
-        self._parts: list[Table[Any, Any] | CallValues] = [*self.tables.values(), self.values]
-        self._call = call_of(self.task)
-
-    def takes(self, event: Any) -> bool:
-        return not self.types or isinstance(event, self.types)
-
-    def call(
-        self,
-        event: Any,
-        position: int,
-        now: float,
-        path: tuple[int, ...],
-        allowed: frozenset[Any] | None = None,
-    ) -> tuple[list[Any], bool]:
-        """The events put out, and whether they branch; raises and changes nothing when the call fails.
-
-        `allowed` are the only keys that the call may touch; None allows all of the task's state.
-        """
-        moment = self.moment
-        moment.position, moment.now, moment.path = position, now, path
-        moment.begin()
-        if allowed is not None:
-            self._allow(allowed)
-        try:
-            found = expand(self._call(event), event, self.task.name)
-            # All are looked at before any is kept: a call is kept whole.
-            for table in self._parts:
-                table.check()
-            for table in self._parts:
-                table.keep()
-        except BaseException:
-            for table in self._parts:
-                table.undo()
-            moment.begin()
-            raise
-        finally:
-            if allowed is not None:
-                self._allow(None)
-        return found
-
-    def _allow(self, keys: frozenset[Any] | None) -> None:
-        for table in self.tables.values():
-            table.allowed = keys
-        self.values.barred = keys is not None
-
-
 def stop_error(task: Task[Any], position: int, event: Any, error: BaseException) -> TaskError:
     """The error that stops an app at one event, naming event, task and reason."""
     place = f"task {task.name}, position {position}, event {event!r}"
@@ -156,24 +91,29 @@ def run(
 ) -> Result:
     """What `log` means to the chain `tasks`.
 
-    Records are events, `Refused`, `Retry` or `Tick`; a record's position is its index, not counting the
-    `Verdict`s among them. An event without a `time` gets `intake_time`.
+    Records are events, `Refused`, `Retry`, `Tick` or `Change`; a record's position is its index, not counting
+    the `Verdict`s among them. An event without a `time` gets `intake_time`.
     """
-    cells: dict[str, dict[str, Any]] = {t.name: {} for t in tasks}
-    values: dict[str, dict[str, bytes]] = {t.name: {} for t in tasks}
-    chain = [Step(t, cells[t.name], values[t.name]) for t in tasks]
+    chain = [Link(task) for task in tasks]
     streams: dict[str, list[Any]] = {MAIN: []}
-    for task in tasks:
-        streams.update({n: [] for n in type(task)._shape.outputs if n not in streams})
-    tallies = {t.name: Tally() for t in tasks}
+    tallies: dict[str, Tally] = {}
+    put_aside: dict[str, Link] = {}
     dead_letters: list[DeadLetter] = []
     verdicts: dict[tuple[int, str, tuple[int, ...]], Verdict] = {}
     now = float("-inf")
 
+    def begin() -> list[tuple[Link, Step]]:
+        for link in chain:
+            tallies.setdefault(link.name, Tally())
+            streams.update({n: [] for n in type(link.task)._shape.outputs if n not in streams})
+        return [(link, Step(link.task, link.cells, link.values)) for link in chain]
+
+    steps = begin()
+
     def pass_on(event: Any, position: int, path: tuple[int, ...], first: int) -> None:
-        for depth in range(first, len(chain)):
-            step = chain[depth]
-            if not step.takes(event):
+        for depth in range(first, len(steps)):
+            link, step = steps[depth]
+            if link.stopped or not step.takes(event):
                 continue
             name, tally = step.task.name, tallies[step.task.name]
             tally.events += 1
@@ -220,8 +160,14 @@ def run(
                 reason, raw, offset, source = record
                 dead_letters.append(DeadLetter(position, INTAKE, reason, "", None, raw, offset, source))
             elif isinstance(record, Retry):
-                names = [t.name for t in tasks]
-                pass_on(record.event, position, (), names.index(record.task) if record.task else 0)
+                names = [link.name for link in chain]
+                at = (
+                    names.index(record.task) if record.task in names else 0
+                )  # a task that has gone: from the start
+                pass_on(record.event, position, (), at)
+            elif isinstance(record, Change):
+                chain = changed(chain, put_aside, record, position, now)
+                steps = begin()
             elif isinstance(record, Tick):
                 now = max(now, record.time) + 0.0  # one zero, not two
             else:
@@ -238,30 +184,5 @@ def run(
             before.stopped = stop
             return before
 
-    return Result(streams, dead_letters, final_state(tasks, cells, values, now), tallies, now)
-
-
-def final_state(
-    tasks: Sequence[Task[Any]],
-    cells: dict[str, dict[str, Any]],
-    values: dict[str, dict[str, bytes]],
-    now: float,
-) -> dict[str, dict[str, Any]]:
-    """The state of a chain as plain values: `{task: {table: {key: value}, value name: value}}`."""
-    found: dict[str, dict[str, Any]] = {}
-    for task in tasks:
-        shape = type(task)._shape
-        mine: dict[str, Any] = {}
-        for name, spec in shape.tables.items():
-            mine[name] = live_cells(spec, cells[task.name].get(name, {}), spec.ttl_of(task), now)
-        for name, value_spec in shape.values.items():
-            mine[name] = value_spec.codec.decode(values[task.name].get(name, value_spec.initial))
-        found[task.name] = mine
-    return found
-
-
-def live_cells(spec: TableSpec, resting: Any, ttl_s: float | None, now: float) -> dict[Any, Any]:
-    """A table's content as a plain dict in key order, without what has expired."""
-    moment = Moment()
-    moment.now = now
-    return Table[Any, Any](spec, resting, moment, ttl_s).snapshot()
+    state = {link.name: plain_state(link.task, link.cells, link.values, now) for link in chain}
+    return Result(streams, dead_letters, state, tallies, now)

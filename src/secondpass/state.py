@@ -460,6 +460,13 @@ class Table(MutableMapping[K, V]):
         return {k: self._spec.wake(self._spec.rest(k, v)) for k, v in self.items()}
 
 
+def live_cells(spec: TableSpec, resting: Any, ttl_s: float | None, now: float) -> dict[Any, Any]:
+    """A table's content as a plain dict in key order, without what has expired."""
+    moment = Moment()
+    moment.now = now
+    return Table[Any, Any](spec, resting, moment, ttl_s).snapshot()
+
+
 class CallValues(dict[str, Any]):
     """A task's values during one call: woken on first touch, kept or dropped at its end."""
 

@@ -15,7 +15,7 @@ from secondpass import reference
 from secondpass.app import App
 from secondpass.errors import InputError, SettingsError, TaskFault
 from secondpass.event import Event, UntypedEvent, owned
-from secondpass.record import INTAKE, DeadLetter, Tick, refuse_time
+from secondpass.record import INTAKE, Change, DeadLetter, Tick, refuse_time
 from secondpass.reference import Tally
 from secondpass.task import Task, accepts
 
@@ -61,7 +61,7 @@ class Result:
 
 def run(
     tasks: AnyTask | Sequence[AnyTask],
-    events: Iterable[Event | Mapping[str, Any] | float],
+    events: Iterable[Event | Mapping[str, Any] | float | Change],
     *,
     errors: Literal["raise", "collect"] = "raise",
 ) -> Result:
@@ -89,7 +89,8 @@ def run(
 
     A mapping among the events becomes an untyped event; a number (seconds) advances the stream's time:
     `run(OncePerMinute(), [Seen(cid=1, time=0), 60.0]).state(...)` is empty. Events take their declared types,
-    as they do when a source decodes them (`time=0` above).
+    as they do when a source decodes them (`time=0` above). A `Change` is a command between two events:
+    `Change("stop", "OncePerMinute")`.
 
     With `errors="raise"` the first exception of any task is raised as it is, with its place as a note;
     with `errors="collect"` a task's `on_error` decides, and dead letters are in the result. A broken rule
@@ -121,6 +122,8 @@ def run(
 
 def _record(index: int, found: Any) -> Any:
     """A record of the log from what a test wrote."""
+    if isinstance(found, Change):
+        return found
     if isinstance(found, (int, float)) and not isinstance(found, bool):
         tick = Tick(float(found))
         refusal = refuse_time(tick.time)
@@ -160,4 +163,4 @@ def _look_up(found: Mapping[str, Any], name: str, kind: str) -> Any:
     return found[name]
 
 
-__all__ = ["Result", "run"]
+__all__ = ["Change", "Result", "run"]

@@ -36,7 +36,8 @@ from secondpass import reference
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.outbox import decode_event_plain, type_name
 from secondpass.record import INTAKE, DeadLetter, Refused, Retry
-from secondpass.reference import Tally, live_cells
+from secondpass.reference import Tally
+from secondpass.state import live_cells
 from secondpass.store.database import Store
 from secondpass.store.spool import Command, Spool
 

@@ -31,7 +31,8 @@ from secondpass.engine.compare import codecs_of
 from secondpass.engine.outbox import decode_event_plain
 from secondpass.errors import StoreError
 from secondpass.record import Retry, Verdict
-from secondpass.reference import Tally, live_cells
+from secondpass.reference import Tally
+from secondpass.state import live_cells
 from secondpass.store.database import Store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")

@@ -195,11 +195,16 @@ def _time_of(record: Any, before: float) -> float:
 # ---------------------------------------------------------------- running
 
 
+def refused_whole(case: Case) -> bool:
+    """Whether the stream begins with a time in milliseconds: the engine stops there and says so."""
+    return bool(case.log) and getattr(case.log[0], "time", None) == MILLISECONDS
+
+
 def differs(case: Case, directory: Path) -> str | None:
     """Run a case in the ways that its seed chooses; the first difference from the reference, in words."""
     rng = random.Random(f"{case.seed} ways")
-    if case.log and getattr(case.log[0], "time", None) == MILLISECONDS:
-        return None  # a stream that begins so is refused as a whole
+    if refused_whole(case):
+        return None
     try:
         with pressed(random.Random(rng.random())):
             return _in_memory_differs(case, rng) or (

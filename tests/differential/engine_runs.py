@@ -24,6 +24,7 @@ import msgspec
 
 from secondpass import App, codec, reference
 from secondpass.app import MAIN
+from secondpass.change import plain_state
 from secondpass.connectors.contract import Batch
 from secondpass.engine import intake as intake_module
 from secondpass.engine import stage as stage_module
@@ -286,14 +287,13 @@ def in_memory(
             streams[name] += events
             positions[name] += [first + i for i in where]
     letters = [letter for _, outcome in outcomes for letter in outcome.letters]
-    cells = {s.name: s.tables for s in hub.chain.stages}
-    values = {s.name: s.values for s in hub.chain.stages}
     progress = hub.store.progress
+    stages = [(s.given, s.tables, s.values) for s in hub.chain.stages]
     tallies = {t.name: hub._tallies.get(t.name, Tally()) for t in app.tasks}
     return Left(
         streams,
         letters,
-        _final_state(app.tasks, cells, values, progress.now),
+        _final_state(stages, progress.now),
         tallies,
         progress.now,
         stopped,
@@ -350,24 +350,24 @@ def stored(tasks: Sequence[Any], directory: Path) -> Left:
             for _, _, s in store.letters()
         ]
         loaded = store.load(codecs_of(app.tasks))
-        cells = {t.name: {n: loaded[t.name, n] for n in type(t)._shape.tables} for t in app.tasks}
-        values = {
-            t.name: {n: loaded[t.name, n][None] for n in type(t)._shape.values if loaded[t.name, n]}
-            for t in app.tasks
-        }
+        stages: list[Any] = []
+        for task in app.tasks:
+            shape = type(task)._shape
+            values = {n: loaded[task.name, n][None] for n in shape.values if loaded[task.name, n]}
+            stages.append((task, {n: loaded[task.name, n] for n in shape.tables}, values))
         progress = store.progress
         tallies = {
             t.name: msgspec.convert(progress.tallies.get(t.name, asdict(Tally())), Tally) for t in app.tasks
         }
-        state = _final_state(app.tasks, cells, values, progress.now)
+        state = _final_state(stages, progress.now)
         return Left(streams, letters, state, tallies, progress.now, None, positions, progress.position)
     finally:
         store.close()
 
 
-def _final_state(*what: Any) -> Any:
+def _final_state(stages: list[Any], now: float) -> dict[str, Any]:
     try:
-        return reference.final_state(*what)
+        return {task.name: plain_state(task, cells, values, now) for task, cells, values in stages}
     except TaskFault as fault:
         raise AssertionError(f"the engine kept a cell that is not of its type: {fault}") from fault
 

@@ -19,7 +19,7 @@ PACKAGE = "secondpass"
 # `*` stands for any modules of the folder, `secondpass` for the package's own __init__.
 FLOORS: list[tuple[str, ...]] = [
     ("errors", "failpoints"),
-    ("codec", "event", "state", "task", "tasklog", "record"),
+    ("codec", "event", "state", "task", "tasklog", "record", "step", "change"),
     ("app", "loading", "reference"),
     ("connectors", "connectors.*", "store", "store.*"),
     ("engine", "engine.*"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import test_rules as rules
 
-from secondpass import event, reference, state
+from secondpass import event, state, step
 from secondpass.engine import chain, epoch, intake, overlay, stage
 from secondpass.engine import loop as loop_module
 
@@ -165,7 +165,7 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
     (
         "4: what cannot be kept is found too late",
         rules.test_rule_4_an_error_found_at_the_end_of_a_call_undoes_all_of_it,
-        changed(reference.Step, "call", "table.check()", "(table.check(), table.keep())"),
+        changed(step.Step, "_kept_whole", "table.check()", "(table.check(), table.keep())"),
     ),
     (
         "4: a stop commits nothing",

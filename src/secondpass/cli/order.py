@@ -20,7 +20,7 @@ from secondpass.record import error_text
 from secondpass.task import Task
 
 if TYPE_CHECKING:
-    from secondpass.reference import Step
+    from secondpass.step import Step
 
 LOOKED_AT = 10_000
 """So many records are taken at most until enough events have reached the task."""
@@ -81,7 +81,7 @@ def report_of(app: App, task: Task[Any], limit: int) -> ScheduleReport:
 
 
 def _set_up(task: Task[Any]) -> Step:
-    from secondpass.reference import Step
+    from secondpass.step import Step
 
     try:
         return Step(task, {}, {})

@@ -27,6 +27,7 @@ import msgspec
 
 from secondpass import codec, reference
 from secondpass.app import App
+from secondpass.change import plain_state
 from secondpass.cli.apps import load_app
 from secondpass.connectors.contract import Batch
 from secondpass.connectors.memory import as_source
@@ -249,10 +250,10 @@ def engine(
         trace.streams.setdefault(stream, [])
     if hubs:
         hub = hubs[0]
-        cells: dict[str, dict[str, Any]] = {s.name: dict(s.tables) for s in hub.chain.stages}
-        values = {s.name: dict(s.values) for s in hub.chain.stages}
         now = hub.store.progress.now
-        trace.state = _state(reference.final_state(app.tasks, cells, values, now))
+        trace.state = _state(
+            {s.name: plain_state(s.given, s.tables, s.values, now) for s in hub.chain.stages}
+        )
     return trace
 
 

@@ -3,7 +3,7 @@
 Two ways lead over an epoch, and they give the same:
 
     fast        plain calls over an overlay; nothing is guarded, an error drops the overlay
-    careful     every call is kept whole or undone whole, every cell is checked (`reference.Step`)
+    careful     every call is kept whole or undone whole, every cell is checked (`step.Step`)
 
 A stage runs fast. At the first error it runs the part before it again, settles that, and goes on
 carefully: running again at every error would be quadratic. The first epoch of a run and one in fifty after
@@ -21,8 +21,9 @@ from secondpass.engine.epoch import Epoch, Where, path_of
 from secondpass.engine.overlay import Cells, Delta, Layered, Mirror, Suspect, mirrors, overlay_for
 from secondpass.errors import TaskError, TaskFault
 from secondpass.record import DeadLetter, Told, Verdict, error_text, event_crc, trace_text
-from secondpass.reference import CAUGHT, Step, Tally
+from secondpass.reference import Tally
 from secondpass.state import CallValues, Moment, Output
+from secondpass.step import CAUGHT, Step
 from secondpass.task import Task, accepts, attach, batch_results, call_of, expand, keys_of
 
 

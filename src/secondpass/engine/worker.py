@@ -2,7 +2,7 @@
 
 A worker is pure: events and cells in, results and changed cells out. It owns nothing that is not also in the hub.
 What it keeps is a shortcut for its next bundle: the cells of the last one, and all cells of a task that may touch
-all of them. Every call is kept whole or undone whole, every cell is checked at once (`reference.Step`).
+all of them. Every call is kept whole or undone whole, every cell is checked at once (`step.Step`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from secondpass.engine.stage import no_moment
 from secondpass.errors import TaskFault
 from secondpass.failpoints import failpoint
 from secondpass.record import error_text, trace_text
-from secondpass.reference import CAUGHT, Step
+from secondpass.step import CAUGHT, Step
 from secondpass.store.format import CellCodec
 from secondpass.task import Task, attach, batch_results, expand
 

@@ -1,0 +1,181 @@
+"""What a command makes of a chain: its tasks, which of them are stopped, and the state that each goes on with.
+
+State is never lost by a guess. A task that is stopped or leaves keeps it for its return. One that stands in for
+another takes over every table and value of the same declaration; where it does not have one of them any more, it
+says in `upgrade(old)` what becomes of it, or the command is refused. Cells that have expired are gone before a
+longer time to live could bring them back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from secondpass.errors import ChangeRefused
+from secondpass.record import Change, error_text
+from secondpass.state import live_cells
+from secondpass.step import CAUGHT, Step
+from secondpass.task import Task
+
+Cells = dict[str, dict[Any, Any]]
+"""By table: resting cells."""
+
+
+class Link:
+    """A task in a chain, with its resting state."""
+
+    def __init__(
+        self,
+        task: Task[Any],
+        cells: Cells | None = None,
+        values: dict[str, bytes] | None = None,
+        *,
+        stopped: bool = False,
+    ) -> None:
+        shape = type(task)._shape
+        self.task = task
+        self.cells: Cells = {} if cells is None else cells
+        for name in shape.tables:
+            self.cells.setdefault(name, {})
+        self.values: dict[str, bytes] = {} if values is None else values
+        self.stopped = stopped
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    def __repr__(self) -> str:
+        return f"Link({self.task!r}{', stopped' if self.stopped else ''})"
+
+
+def changed(
+    chain: Sequence[Link], put_aside: dict[str, Link], change: Change, position: int, now: float
+) -> list[Link]:
+    """The chain from this position on; raises `ChangeRefused`, with nothing changed, where it cannot be.
+
+    `put_aside` holds the tasks that left, for their return. Links that change are new ones.
+    """
+    at = index_of(chain, change)
+    links = list(chain)
+    link = links[at] if at is not None else None
+    if change.kind == "add":
+        task = change.to
+        old = put_aside.get(task.name)
+        came = Link(task) if old is None else _taken_over(old, task, position, now)
+        put_aside.pop(task.name, None)
+        links.insert(len(links) if change.before is None else _named(chain, change.before), came)
+        return links
+    if link is None:  # dropped: the state of a task that has left
+        left = put_aside.get(change.task)
+        if left is None:
+            raise ChangeRefused(f"there is no state of {change.task}, in the chain or put aside")
+        put_aside[change.task] = _without(left, change)
+        if change.state is None:
+            del put_aside[change.task]
+        return links
+    assert at is not None
+    if change.kind == "remove":
+        put_aside[link.name] = links.pop(at)
+    elif change.kind in ("set", "replace"):
+        links[at] = _taken_over(link, change.to, position, now)
+    elif change.kind == "drop":
+        links[at] = _without(link, change)
+    else:
+        links[at] = twin = _without(link, change) if change.fresh else copy.copy(link)
+        twin.stopped = change.kind == "stop"
+    return links
+
+
+def index_of(chain: Sequence[Link], change: Change) -> int | None:
+    """Where the task of a change stands; raises `ChangeRefused` where it may not, or does not, stand there."""
+    names = [link.name for link in chain]
+    have = ", ".join(names) or "none"
+    if change.kind == "add":
+        if change.to.name in names:
+            raise ChangeRefused(
+                f"the chain has a task {change.to.name} already; replace it, or name one of them"
+            )
+        if change.before is not None and change.before not in names:
+            raise ChangeRefused(f"there is no task {change.before} to come before; the chain has: {have}")
+        return None
+    if change.task not in names:
+        if change.kind == "drop":
+            return None
+        raise ChangeRefused(f"the chain has no task {change.task}; it has: {have}")
+    at = names.index(change.task)
+    link = chain[at]
+    if change.kind == "start" and not link.stopped and not change.fresh:
+        raise ChangeRefused(f"{change.task} runs already")
+    if change.kind == "stop" and link.stopped:
+        raise ChangeRefused(f"{change.task} is stopped already")
+    return at
+
+
+def _named(chain: Sequence[Link], name: str) -> int:
+    return [link.name for link in chain].index(name)
+
+
+def _without(link: Link, change: Change) -> Link:
+    """The task without its state, or without the part of it that is dropped."""
+    dropped = change.state
+    if dropped is not None and dropped not in {**link.cells, **type(link.task)._shape.values}:
+        have = ", ".join((*link.cells, *type(link.task)._shape.values)) or "none"
+        raise ChangeRefused(f"{link.name} has no state {dropped}; it has: {have}")
+    cells = {name: {} if dropped in (None, name) else found for name, found in link.cells.items()}
+    values = {name: rest for name, rest in link.values.items() if dropped not in (None, name)}
+    return Link(link.task, cells, values, stopped=link.stopped)
+
+
+def _taken_over(old: Link, task: Task[Any], position: int, now: float) -> Link:
+    """A task with the state of the one that it stands in for."""
+    before, after = type(old.task)._shape, type(task)._shape
+    was, is_now = before.state(), after.state()
+    kept = [name for name in is_now if was.get(name) == is_now[name]]
+    lost = [name for name in was if name not in kept]
+    upgrade = getattr(type(task), "upgrade", None)
+    if lost and upgrade is None:
+        raise ChangeRefused(
+            f"{task.name} no longer has {_listing(lost)} as it was declared; say in `def upgrade(self, old)` what "
+            f"becomes of it, or drop it first"
+        )
+    cells: Cells = {}
+    for name in after.tables:
+        cells[name] = old.cells[name] if name in kept else {}
+        if name in kept:
+            ttl_s, longer_s = before.tables[name].ttl_of(old.task), after.tables[name].ttl_of(task)
+            if ttl_s is not None and longer_s is not None and longer_s > ttl_s:
+                cells[name] = {k: entry for k, entry in cells[name].items() if now - entry[1] < ttl_s}
+    values = {name: rest for name, rest in old.values.items() if name in kept and name in after.values}
+    link = Link(task, cells, values, stopped=old.stopped)
+    if upgrade is not None and type(task) is not type(old.task):
+        _upgrade(link, plain_state(old.task, old.cells, old.values, now), position, now)
+    return link
+
+
+def _upgrade(link: Link, old: dict[str, Any], position: int, now: float) -> None:
+    """Let a task that stands in for another bring the state over."""
+    link.cells = {name: dict(cells) for name, cells in link.cells.items()}
+    link.values = dict(link.values)
+    step = Step(link.task, link.cells, link.values)
+    try:
+        step.upgrade(old, position, now)
+    except KeyboardInterrupt:
+        raise
+    except CAUGHT as error:
+        raise ChangeRefused(f"{link.name}.upgrade raised {error_text(error)}") from error
+
+
+def plain_state(task: Task[Any], cells: Cells, values: dict[str, bytes], now: float) -> dict[str, Any]:
+    """A task's state as plain values: `{table: {key: value}, value name: value}`."""
+    shape = type(task)._shape
+    found: dict[str, Any] = {}
+    for name, spec in shape.tables.items():
+        found[name] = live_cells(spec, cells.get(name, {}), spec.ttl_of(task), now)
+    for name, value_spec in shape.values.items():
+        found[name] = value_spec.codec.decode(values.get(name, value_spec.initial))
+    return found
+
+
+def _listing(names: Sequence[str]) -> str:
+    return " and ".join(names)
