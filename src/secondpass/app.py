@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, cast
 
-from secondpass.codec import is_class
 from secondpass.errors import DefinitionError, SettingsError
-from secondpass.task import Task, accepts, from_function
+from secondpass.task import Task, accepts, from_function, is_task_class
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
 WORKERS_MAX = 1024
 MAIN = "main"
 """The name of the stream of what the chain passes."""
+
+Streams = dict[str, tuple[str, ...]]
+"""The output streams of a chain, and who writes to each."""
 
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
@@ -63,7 +65,7 @@ class App:
                 f"App({name!r}) has no source; pass source=JsonLines('events.jsonl') or any iterable"
             )
         self.sources: tuple[Any, ...] = tuple(given)
-        self.tasks: tuple[Task[Any], ...] = tuple(_as_task(t) for t in tasks)
+        self.tasks: tuple[Task[Any], ...] = tuple(as_task(t) for t in tasks)
         _refuse_twins(self.tasks)
         for task in self.tasks:
             accepts(task)
@@ -77,13 +79,9 @@ class App:
         """The file that `load` found the app in."""
 
     @property
-    def streams(self) -> dict[str, tuple[str, ...]]:
+    def streams(self) -> Streams:
         """Every output stream with the tasks that write to it, `main` first."""
-        found: dict[str, tuple[str, ...]] = {MAIN: ()}
-        for task in self.tasks:
-            for name in type(task)._shape.outputs:
-                found[name] = (*found.get(name, ()), task.name)
-        return found
+        return streams_of(self.tasks)
 
     def run(
         self,
@@ -149,6 +147,15 @@ class App:
         return f"App({self.name!r}: {chain})"
 
 
+def streams_of(tasks: Iterable[Task[Any]]) -> Streams:
+    """Every output stream of a chain with the tasks that write to it, `main` first."""
+    found: Streams = {MAIN: ()}
+    for task in tasks:
+        for name in type(task)._shape.outputs:
+            found[name] = (*found.get(name, ()), task.name)
+    return found
+
+
 def checked_workers(workers: int | None) -> int | None:
     """A number of workers that can be; raises `SettingsError` otherwise."""
     if workers is not None and (type(workers) is not int or not 0 <= workers <= WORKERS_MAX):
@@ -159,10 +166,11 @@ def checked_workers(workers: int | None) -> int | None:
     return workers
 
 
-def _as_task(found: Any) -> Task[Any]:
+def as_task(found: Any) -> Task[Any]:
+    """A task of a chain, from what a user puts there; raises `DefinitionError` for what is none."""
     if isinstance(found, Task):
         return cast("Task[Any]", found)
-    if is_class(found) and issubclass(found, Task):
+    if is_task_class(found):
         raise DefinitionError(f"tasks=[{found.__name__}]: pass an object, {found.__name__}()")
     if callable(found):
         return from_function(found)

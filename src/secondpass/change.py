@@ -49,34 +49,61 @@ class Link:
         return f"Link({self.task!r}{', stopped' if self.stopped else ''})"
 
 
+class Aside:
+    """The state of a task that has left, for its return: as it was declared, with its times to live."""
+
+    def __init__(
+        self, declared: dict[str, Any], ttl_s: dict[str, float], cells: Cells, values: dict[str, bytes]
+    ) -> None:
+        self.declared = declared
+        self.ttl_s = ttl_s
+        self.cells = cells
+        self.values = values
+
+    @classmethod
+    def of(cls, link: Link) -> Aside:
+        shape = type(link.task)._shape
+        return cls(shape.state(), times_to_live(link.task), link.cells, link.values)
+
+
+def times_to_live(task: Task[Any]) -> dict[str, float]:
+    """By table: after how many seconds its cells are gone, where they are."""
+    found = {name: spec.ttl_of(task) for name, spec in type(task)._shape.tables.items()}
+    return {name: ttl_s for name, ttl_s in found.items() if ttl_s is not None}
+
+
 def changed(
-    chain: Sequence[Link], put_aside: dict[str, Link], change: Change, position: int, now: float
+    chain: Sequence[Link], put_aside: dict[str, Aside], change: Change, position: int, now: float
 ) -> list[Link]:
     """The chain from this position on; raises `ChangeRefused`, with nothing changed, where it cannot be.
 
-    `put_aside` holds the tasks that left, for their return. Links that change are new ones.
+    `put_aside` holds the state of tasks that left, for their return. Links that change are new ones; tables that
+    do not change are the same dicts.
     """
     at = index_of(chain, change)
     links = list(chain)
     link = links[at] if at is not None else None
     if change.kind == "add":
         task = change.to
-        old = put_aside.get(task.name)
-        came = Link(task) if old is None else _taken_over(old, task, position, now)
-        put_aside.pop(task.name, None)
+        came = _returned(put_aside, task, now)
         links.insert(len(links) if change.before is None else _named(chain, change.before), came)
         return links
     if link is None:  # dropped: the state of a task that has left
         left = put_aside.get(change.task)
         if left is None:
             raise ChangeRefused(f"there is no state of {change.task}, in the chain or put aside")
-        put_aside[change.task] = _without(left, change)
-        if change.state is None:
+        if change.state is not None and change.state not in left.declared:
+            raise _no_such_state(change, left.declared)
+        for name in list(left.declared):
+            if change.state in (None, name):
+                _take_out(left, name)
+        if not left.declared:
             del put_aside[change.task]
         return links
     assert at is not None
     if change.kind == "remove":
-        put_aside[link.name] = links.pop(at)
+        links.pop(at)
+        put_aside[link.name] = _with_earlier(put_aside.get(link.name), Aside.of(link))
     elif change.kind in ("set", "replace"):
         links[at] = _taken_over(link, change.to, position, now)
     elif change.kind == "drop":
@@ -118,13 +145,67 @@ def _named(chain: Sequence[Link], name: str) -> int:
 
 def _without(link: Link, change: Change) -> Link:
     """The task without its state, or without the part of it that is dropped."""
-    dropped = change.state
-    if dropped is not None and dropped not in {**link.cells, **type(link.task)._shape.values}:
-        have = ", ".join((*link.cells, *type(link.task)._shape.values)) or "none"
-        raise ChangeRefused(f"{link.name} has no state {dropped}; it has: {have}")
+    dropped, declared = change.state, type(link.task)._shape.state()
+    if dropped is not None and dropped not in declared:
+        raise _no_such_state(change, declared)
     cells = {name: {} if dropped in (None, name) else found for name, found in link.cells.items()}
     values = {name: rest for name, rest in link.values.items() if dropped not in (None, name)}
     return Link(link.task, cells, values, stopped=link.stopped)
+
+
+def _no_such_state(change: Change, declared: dict[str, Any]) -> ChangeRefused:
+    return ChangeRefused(
+        f"{change.task} has no state {change.state}; it has: {', '.join(declared) or 'none'}"
+    )
+
+
+def _returned(put_aside: dict[str, Aside], task: Task[Any], now: float) -> Link:
+    """A task that comes into the chain, with what it left behind when it was there before."""
+    left, link = put_aside.get(task.name), Link(task)
+    if left is None:
+        return link
+    declared = type(task)._shape.state()
+    back = [name for name in left.declared if name in declared]
+    for name in back:
+        if declared[name] != left.declared[name]:
+            raise ChangeRefused(
+                f"{task.name} left the chain with another {name}; drop that first, or give the new one another name"
+            )
+    longer = times_to_live(task)
+    for name in back:
+        if name in left.cells:
+            link.cells[name] = _living(left.cells[name], left.ttl_s.get(name), longer.get(name), now)
+        elif name in left.values:
+            link.values[name] = left.values[name]
+        _take_out(left, name)
+    if not left.declared:
+        del put_aside[task.name]
+    return link
+
+
+def _take_out(left: Aside, name: str) -> None:
+    del left.declared[name]
+    left.cells.pop(name, None)
+    left.values.pop(name, None)
+
+
+def _with_earlier(earlier: Aside | None, left: Aside) -> Aside:
+    """What a task leaves behind, beside what it had left behind before and never took up again."""
+    if earlier is None:
+        return left
+    return Aside(
+        {**earlier.declared, **left.declared},
+        {**earlier.ttl_s, **left.ttl_s},
+        {**earlier.cells, **left.cells},
+        {**earlier.values, **left.values},
+    )
+
+
+def _living(cells: dict[Any, Any], ttl_s: float | None, longer_s: float | None, now: float) -> dict[Any, Any]:
+    """Cells without those that have expired and that a longer time to live would bring back."""
+    if ttl_s is None or longer_s is None or longer_s <= ttl_s:
+        return cells
+    return {key: entry for key, entry in cells.items() if now - entry[1] < ttl_s}
 
 
 def _taken_over(old: Link, task: Task[Any], position: int, now: float) -> Link:
@@ -139,13 +220,11 @@ def _taken_over(old: Link, task: Task[Any], position: int, now: float) -> Link:
             f"{task.name} no longer has {_listing(lost)} as it was declared; say in `def upgrade(self, old)` what "
             f"becomes of it, or drop it first"
         )
-    cells: Cells = {}
-    for name in after.tables:
-        cells[name] = old.cells[name] if name in kept else {}
-        if name in kept:
-            ttl_s, longer_s = before.tables[name].ttl_of(old.task), after.tables[name].ttl_of(task)
-            if ttl_s is not None and longer_s is not None and longer_s > ttl_s:
-                cells[name] = {k: entry for k, entry in cells[name].items() if now - entry[1] < ttl_s}
+    ttl_s, longer_s = times_to_live(old.task), times_to_live(task)
+    cells = {
+        name: _living(old.cells[name], ttl_s.get(name), longer_s.get(name), now) if name in kept else {}
+        for name in after.tables
+    }
     values = {name: rest for name, rest in old.values.items() if name in kept and name in after.values}
     link = Link(task, cells, values, stopped=old.stopped)
     if upgrade is not None and type(task) is not type(old.task):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secondpass.app import MAIN
-from secondpass.change import Link, changed, plain_state
+from secondpass.change import Aside, Link, changed, plain_state
 from secondpass.errors import TaskError, TaskStopped
 from secondpass.event import time_reader
 from secondpass.record import (
@@ -97,7 +97,7 @@ def run(
     chain = [Link(task) for task in tasks]
     streams: dict[str, list[Any]] = {MAIN: []}
     tallies: dict[str, Tally] = {}
-    put_aside: dict[str, Link] = {}
+    put_aside: dict[str, Aside] = {}
     dead_letters: list[DeadLetter] = []
     verdicts: dict[tuple[int, str, tuple[int, ...]], Verdict] = {}
     now = float("-inf")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from random import Random
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar
+    from typing_extensions import TypeIs, TypeVar
 
     E = TypeVar("E", default=Any)  # a bare `Task` handles all events
 else:
@@ -36,6 +36,10 @@ else:
 _DECLARED = (TableSpec, ValueSpec, OutputSpec)
 _COROUTINE, _ASYNC_GENERATOR = 0x80, 0x200  # CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`
 _MUTABLE = (list, dict, set, bytearray, collections.deque)
+
+
+AGAIN = "__again"
+"""Ends, with a number, the name of a module that was loaded another time while the app runs."""
 
 
 class _All:
@@ -326,6 +330,11 @@ def _define(cls: type[Task[Any]]) -> None:
             (cls._event_type,) = typing.get_args(base) or (None,)
     event_types(cls._event_type)
     cls._shape = shape
+
+
+def is_task_class(found: Any) -> TypeIs[type[Task[Any]]]:
+    """Whether this is a task class."""
+    return isinstance(found, type) and issubclass(found, Task)
 
 
 def _is_async(function: Any) -> bool:
@@ -627,19 +636,36 @@ def _as_stored(value: Any) -> Any:
 
 def describe(task: Task[Any]) -> dict[str, Any]:
     """All that the store keeps about a task to compare it at the next start."""
+    target: Any = task.function if isinstance(task, FunctionTask) else type(task)
     settings = (
         {k: getattr(task, k) for k in type(task)._shape.settings} if type(task) is not FunctionTask else {}
     )
     return {
         "name": task.name,
-        "class": task.function.__qualname__ if isinstance(task, FunctionTask) else type(task).__qualname__,
+        "class": target.__qualname__,
+        "module": target.__module__.partition(AGAIN)[0],
         "code": code_hash(task),
         "settings": {k: _as_stored(v) for k, v in settings.items()},
         "state": type(task)._shape.state(),
         # Not part of the comparison: a reader of the store needs it to know what has expired.
         "ttl_s": {n: s.ttl_of(task) for n, s in type(task)._shape.tables.items() if s.ttl_s is not None},
         "on_error": task._options.on_error,
+        "options": msgspec.to_builtins(task._options),
     }
+
+
+def with_settings(task: Task[Any], changes: Mapping[str, Any]) -> Task[Any]:
+    """The same task with some settings changed; raises `SettingsError` for what does not fit."""
+    if isinstance(task, FunctionTask):
+        raise SettingsError(f"{task.name} is a function, which has no settings")
+    given = {name: getattr(task, name) for name in type(task)._shape.settings}
+    return with_options(type(task)(**{**given, **changes}), task._options)
+
+
+def with_options(task: Task[Any], options: Options) -> Task[Any]:
+    """The same task, run as the options say."""
+    attach(task, _options=options)
+    return task
 
 
 def from_function(function: Callable[[Any], Any]) -> FunctionTask:

@@ -242,7 +242,7 @@ def with_crew(hub: Any, workers: Workers) -> None:
     tasks = tuple(s.given for s in stages)
     hub.chain.crew = Crew(size, lambda: workers.executor(tasks, size), workers.verdicts.append)
     share = rng.choice([0.5, 1.0])
-    hub.chain.placement.choose = lambda: [rng.random() < share for _ in stages]
+    hub.chain.placement.choose = lambda _: [rng.random() < share for _ in stages]
 
 
 def in_memory(

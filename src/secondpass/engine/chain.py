@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
-from secondpass.app import MAIN
+from secondpass.app import MAIN, Streams, streams_of
+from secondpass.change import Aside, Link
 from secondpass.engine.crew import Crew
 from secondpass.engine.epoch import Epoch, Outcome, Where, path_of
 from secondpass.engine.flow import Flow
@@ -21,47 +22,67 @@ Parts = list[tuple[int, list[Passed]]]
 class Chain:
     """The stages of an app, in order, and where they run."""
 
-    def __init__(
-        self, stages: list[Stage], streams: dict[str, tuple[str, ...]], crew: Crew | None = None
-    ) -> None:
-        self.stages = stages
-        self.writers = streams
+    def __init__(self, stages: list[Stage], crew: Crew | None = None, streams: Streams | None = None) -> None:
         self.crew = crew
-        self.placement = Placement(tuple(s.given for s in stages), 0 if crew is None else crew.size)
+        self._streams = streams or {}
+        self.put_aside: dict[str, Aside] = {}
+        """The state of tasks that left, as far as it is in memory."""
+        self.stages: list[Stage] = []
+        self.placement = Placement((), 0)
+        self.set_stages(stages)
+
+    def set_stages(self, stages: list[Stage]) -> None:
+        """These are the tasks from now on; what is known of their costs stays."""
+        code = {type(stage.given) for stage in self.stages}
+        known, isolated = self.placement.by_name(), self.placement.isolated
+        before = {s.name: known[s.name] for s in stages if s.name in known and type(s.given) in code}
+        self.stages = stages
+        self.writers = {**self._streams, **streams_of(stage.given for stage in stages)}
+        size = 0 if self.crew is None else self.crew.size
+        self.placement = Placement(tuple(s.given for s in stages), size, before)
+        self.placement.isolated = isolated
+
+    @property
+    def links(self) -> list[Link]:
+        """The chain as a command sees it."""
+        return [Link(s.given, s.tables, s.values, stopped=s.stopped) for s in self.stages]
 
     def run(self, epoch: Epoch, careful: bool) -> Outcome:
-        """Run every task over the epoch, in chain order; raises `Cut` where the app must stop."""
+        """Run every started task over the epoch, in chain order; raises `Cut` where the app must stop."""
         first_depth = 0
         if epoch.retry is not None and epoch.retry.task != INTAKE:
             first_depth = [s.name for s in self.stages].index(epoch.retry.task)
-        places = self._places(epoch)[first_depth:]
-        if any(places):
+        started = [depth for depth in range(first_depth, len(self.stages)) if not self.stages[depth].stopped]
+        chosen = self._places(epoch, started)
+        places = [(depth, chosen[depth]) for depth in started]
+        if any(place for _, place in places):
             try:
-                parts, events, where = self._flow(epoch, places, first_depth, careful)
+                parts, events, where = self._flow(epoch, places, careful)
             except Again:
                 self.discard()
-                parts, events, where = self._flow(epoch, places, first_depth, True)
+                parts, events, where = self._flow(epoch, places, True)
         else:
-            parts, events, where = self._in_turn(epoch, first_depth, careful)
+            parts, events, where = self._in_turn(epoch, started, careful)
         outcome = Outcome()
         outcome.streams[MAIN] = (events, _indexes(where))
-        self._add(outcome, epoch, parts, first_depth)
+        self._add(outcome, epoch, parts)
         return outcome
 
-    def _places(self, epoch: Epoch) -> list[bool]:
+    def _places(self, epoch: Epoch, started: list[int]) -> list[bool]:
         """For each stage: whether it runs on workers."""
         if epoch.dangerous and self.crew is not None:
             return [True] * len(self.stages)
-        return self.placement.choose()
+        return self.placement.choose(started)
 
-    def _in_turn(self, epoch: Epoch, first_depth: int, careful: bool) -> tuple[Parts, list[Any], Any]:
+    def _in_turn(self, epoch: Epoch, started: list[int], careful: bool) -> tuple[Parts, list[Any], Any]:
         """All in this process, one task after the other."""
         end = Passed(epoch.kinds)
         end.events = epoch.events
         where: Any = epoch.origin
         parts: Parts = []
         stop: Cut | None = None
-        for depth, stage in enumerate(self.stages[first_depth:], first_depth):
+        for depth in started:
+            stage = self.stages[depth]
             busy_s, events = stage.busy_s, len(end.events)
             try:
                 end = stage.run(epoch, end.events, where, end.kinds, careful)
@@ -76,26 +97,23 @@ class Chain:
         return parts, end.events, where
 
     def _flow(
-        self, epoch: Epoch, places: list[bool], first_depth: int, careful: bool
+        self, epoch: Epoch, places: list[tuple[int, bool]], careful: bool
     ) -> tuple[Parts, list[Any], Any]:
         """Some in this process and some on workers, all at once."""
         assert self.crew is not None
-        gauges = self.placement.gauges[first_depth:]
-        lanes: list[InlineLane | WorkerLane] = [
-            WorkerLane(stage, gauge, first_depth + i, epoch)
-            if place
-            else InlineLane(stage, gauge, epoch, careful)
-            for i, (stage, gauge, place) in enumerate(
-                zip(self.stages[first_depth:], gauges, places, strict=True)
+        lanes: list[InlineLane | WorkerLane] = []
+        for depth, place in places:
+            stage, gauge = self.stages[depth], self.placement.gauges[depth]
+            lanes.append(
+                WorkerLane(stage, gauge, epoch) if place else InlineLane(stage, gauge, epoch, careful)
             )
-        ]
         Flow(lanes, self.crew).run(epoch.events, epoch.origin, epoch.kinds)
         last = lanes[-1].parts
         events = [event for part in last for event in part.events]
         where = [w for part in last for w in part.where]
-        return [(first_depth + i, lane.parts) for i, lane in enumerate(lanes)], events, where
+        return [(depth, lane.parts) for (depth, _), lane in zip(places, lanes, strict=True)], events, where
 
-    def _add(self, outcome: Outcome, epoch: Epoch, parts: Parts, first_depth: int) -> None:
+    def _add(self, outcome: Outcome, epoch: Epoch, parts: Parts) -> None:
         """What all stages put out beside the chain's own stream, in the order of the plain loop."""
         emitted: dict[str, list[tuple[Where, int, int, Any]]] = {n: [] for n in self.writers if n != MAIN}
         letters: list[tuple[tuple[int, ...], int, DeadLetter]] = [
@@ -116,7 +134,7 @@ class Chain:
         letters.sort(key=lambda found: found[:2])
         outcome.letters = [letter for _, _, letter in letters]
         now = epoch.now_after
-        for stage in self.stages[first_depth:]:
+        for stage in (self.stages[depth] for depth, _ in parts):
             deltas, outcome.values[stage.name] = stage.changes(now)
             outcome.deltas.update({(stage.name, table): delta for table, delta in deltas.items()})
 

@@ -6,6 +6,7 @@ never guessed: state that is gone while other state is new needs `--rename Old=N
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ class Comparison:
     ) -> None:
         self.new: list[dict[str, Any]] = [describe(t) for t in tasks]
         self.old: list[dict[str, Any]] | None = store.meta("chain")
+        self._aside: dict[str, dict[str, Any]] = store.meta("aside") or {}
         self.changes: list[str] = []
         self.moves: dict[Name, Name | None] = {}
         self.expired: dict[Name, list[Any]] = {}
@@ -122,7 +124,7 @@ class Comparison:
     def expire(self, name: Name, cells: dict[Any, Any], now: float) -> None:
         """Take out what has expired under the old time to live, lest a longer one bring it back."""
         source = next((old for old, new in self.moves.items() if new == name), name)
-        before, after = _ttl_of(self.old or [], source), _ttl_of(self.new, name)
+        before, after = _ttl_of(self._known_before(), source), _ttl_of(self.new, name)
         if before is None or after is None or after <= before:
             return
         expired = [key for key, entry in cells.items() if now - entry[1] >= before]
@@ -131,9 +133,32 @@ class Comparison:
             for key in expired:
                 del cells[key]
 
+    def _known_before(self) -> list[dict[str, Any]]:
+        """What there was: the chain, and before it what tasks that left have put aside."""
+        aside = [{"name": task, **left} for task, left in self._aside.items()]
+        return [*aside, *(self.old or [])]
+
+    def aside(self, tables: Iterable[Name]) -> dict[str, Any]:
+        """What tasks that are not there have put aside, of the tables that the store still has."""
+        found: dict[str, Any] = {}
+        declared = {
+            (d["name"], n): (s, d["ttl_s"].get(n))
+            for d in self._known_before()
+            for n, s in d["state"].items()
+        }
+        for task, name in tables:
+            known = declared.get((task, name))
+            if (task, name) in self._wanted or known is None:
+                continue
+            left = found.setdefault(task, {"state": {}, "ttl_s": {}})
+            left["state"][name] = known[0]
+            if known[1] is not None:
+                left["ttl_s"][name] = known[1]
+        return found
+
     def check_types(self, name: Name, spec: TableSpec | None, cells: dict[Any, Any]) -> None:
         """After a change of type: every stored object must be readable as the new one."""
-        old = {d["name"]: d["state"] for d in self.old or []}.get(name[0], {}).get(name[1])
+        old = {d["name"]: d["state"] for d in self._known_before()}.get(name[0], {}).get(name[1])
         if spec is None or old is None or old == spec.describe() or spec.value.scalar:
             return
         for key, entry in cells.items():
@@ -188,7 +213,8 @@ def _task_changes(name: str, old: dict[str, Any], new: dict[str, Any]) -> list[s
 
 def _ttl_of(chain: list[dict[str, Any]], name: Name) -> float | None:
     """The time to live of a table in a described chain, in seconds."""
-    return next((d.get("ttl_s", {}).get(name[1]) for d in chain if d["name"] == name[0]), None)
+    found = [d["ttl_s"][name[1]] for d in chain if d["name"] == name[0] and name[1] in d.get("ttl_s", {})]
+    return found[-1] if found else None
 
 
 def _type(state: dict[str, Any]) -> str:

@@ -118,9 +118,8 @@ class InlineLane(Lane):
 class WorkerLane(Lane):
     """A task whose events go to workers in bundles."""
 
-    def __init__(self, stage: Stage, gauge: Gauge, number: int, epoch: Epoch) -> None:
+    def __init__(self, stage: Stage, gauge: Gauge, epoch: Epoch) -> None:
         super().__init__(stage, gauge)
-        self.number = number
         self._epoch = epoch
         self._nows = epoch.nows()
         self.order = Schedule()
@@ -146,6 +145,7 @@ class WorkerLane(Lane):
 
     def give(self, events: list[Any], where: Any, kinds: set[type]) -> None:
         stage, slots = self.stage, self._slots
+        stage.came(events)
         first = len(self._events)
         self._events += events
         self._where += where
@@ -252,7 +252,7 @@ class WorkerLane(Lane):
         return pack(
             (
                 number,
-                self.number,
+                self.stage.number,
                 mode,
                 inherits,
                 self.singly,

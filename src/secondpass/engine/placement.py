@@ -11,6 +11,7 @@ single event keeps the hub so long that the other tasks' workers would wait.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,21 +117,35 @@ class Placed(msgspec.Struct):
 class Placement:
     """Decides before each epoch where the tasks run."""
 
-    def __init__(self, tasks: tuple[Task[Any], ...], workers: int) -> None:
+    def __init__(
+        self, tasks: tuple[Task[Any], ...], workers: int, known: Mapping[str, Gauge] | None = None
+    ) -> None:
         self._tasks = tasks
         self._workers = workers
         self._cores = min(cores(), workers + 1)
-        self.gauges = [Gauge() for _ in tasks]
+        self.gauges = [(known or {}).get(task.name) or Gauge() for task in tasks]
         self.isolated = False
         """Whether every task runs on workers, because one of them may end its process."""
 
-    def choose(self) -> list[bool]:
-        """For each task: whether it runs on workers in the next epoch."""
+    def by_name(self) -> dict[str, Gauge]:
+        """What is known of each task."""
+        return {task.name: gauge for task, gauge in zip(self._tasks, self.gauges, strict=True)}
+
+    def choose(self, started: Collection[int]) -> list[bool]:
+        """For each task: whether it runs on workers in the next epoch; `started` are those that run."""
         if not self._workers:
             return [False] * len(self._tasks)
-        places = [self._moves(t, g) for t, g in zip(self._tasks, self.gauges, strict=True)]
+        places = [
+            i in started and self._moves(t, g)
+            for i, (t, g) in enumerate(zip(self._tasks, self.gauges, strict=True))
+        ]
         for i, (task, gauge) in enumerate(zip(self._tasks, self.gauges, strict=True)):
-            dear = (gauge.cost_s or 0.0) > DEAR_S and task._options.place == "auto" and serial(task)
+            dear = (
+                i in started
+                and (gauge.cost_s or 0.0) > DEAR_S
+                and task._options.place == "auto"
+                and serial(task)
+            )
             if dear and any(places[:i] + places[i + 1 :]):
                 places[i] = True
         for gauge, place in zip(self.gauges, places, strict=True):

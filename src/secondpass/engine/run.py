@@ -21,6 +21,7 @@ from secondpass.engine.crew import Crew
 from secondpass.engine.executor import Executor
 from secondpass.engine.hazard import CRASH, RUNNING, Hazard
 from secondpass.engine.intake import Intake
+from secondpass.engine.live import Live
 from secondpass.engine.loop import Hub
 from secondpass.engine.outbox import Outbox
 from secondpass.engine.placement import cores, needs_workers, never_inline
@@ -32,6 +33,7 @@ from secondpass.failpoints import failpoint
 from secondpass.record import Verdict, error_text
 from secondpass.store.database import Store
 from secondpass.store.lock import StoreLock
+from secondpass.store.reader import moved
 from secondpass.task import Task
 
 # What a store directory holds that `--fresh` throws away; everything else in it stays.
@@ -66,8 +68,10 @@ def run_app(
     hazard: Hazard | None = None
     try:
         hazard = None if opened.directory is None else Hazard(opened.directory)
+        live = Live(app, opened, drop)
+        app = live.app
         crew = crew_for(app, opened, workers, hazard)
-        chain = start_chain(app, opened, summary, rename or {}, drop, crew)
+        chain = start_chain(app, opened, summary, rename or {}, drop, live, crew)
         outbox.recover(opened, accept=accept_output)
         sources = [as_source(s, i) for i, s in enumerate(app.sources)]
         intake = Intake(sources, opened.progress.sources, follow=follow, accept=accept_input)
@@ -156,25 +160,33 @@ def start_chain(
     summary: Summary,
     rename: dict[str, str],
     drop: tuple[str, ...],
+    live: Live,
     crew: Crew | None = None,
 ) -> Chain:
     """Compare the chain with the stored one, load its state, and record the start."""
     comparison = Comparison(store, app.tasks, rename, drop)
     cells = load_cells(store, comparison, app.tasks)
     stages: list[Stage] = []
-    for task in app.tasks:
+    for number, task in enumerate(app.tasks):
         shape = type(task)._shape
         values = {n: cells[task.name, n][None] for n in shape.values if cells[task.name, n]}
         elsewhere = crew is not None and never_inline(task)
-        stages.append(_stage(task, {n: cells[task.name, n] for n in shape.tables}, values, elsewhere))
+        tables = {n: cells[task.name, n] for n in shape.tables}
+        stopped = task.name in live.stopped
+        stages.append(_stage(task, tables, values, elsewhere, number, stopped=stopped))
+    comparison.changes += live.notes
     note = {"at": time.time(), "pid": os.getpid(), "changes": comparison.changes}
     names = list(codecs_of(app.tasks))
     app_file = None if app.file is None else str(app.file)
     app_note = {"name": app.name, "file": app_file}
-    store.start(comparison.new, names, comparison.moves, note, app_note, comparison.expired)
+    described = [
+        {**found, "stopped": True} if found["name"] in live.stopped else found for found in comparison.new
+    ]
+    aside = comparison.aside(moved(store.tables(), comparison.moves))
+    store.start(described, names, comparison.moves, note, app_note, live.file, aside, comparison.expired)
     summary.changes = comparison.changes
     _recall_verdicts(store, stages)
-    return Chain(stages, app.streams, crew)
+    return Chain(stages, crew, dict.fromkeys(app.sinks, ()))
 
 
 def _recall_verdicts(store: Store, stages: list[Stage]) -> None:
@@ -192,10 +204,16 @@ def _recall_verdicts(store: Store, stages: list[Stage]) -> None:
 
 
 def _stage(
-    task: Task[Any], tables: dict[str, dict[Any, Any]], values: dict[str, bytes], elsewhere: bool
+    task: Task[Any],
+    tables: dict[str, dict[Any, Any]],
+    values: dict[str, bytes],
+    elsewhere: bool,
+    number: int,
+    *,
+    stopped: bool,
 ) -> Stage:
     try:
-        return Stage(task, tables, values, elsewhere=elsewhere)
+        return Stage(task, tables, values, elsewhere=elsewhere or stopped, number=number, stopped=stopped)
     except SecondpassError:
         raise
     except Exception as error:

@@ -13,6 +13,7 @@ it are small and careful throughout, so that a broken rule is found early.
 from __future__ import annotations
 
 import time
+from collections import deque
 from itertools import repeat
 from typing import Any
 
@@ -25,6 +26,9 @@ from secondpass.reference import Tally
 from secondpass.state import CallValues, Moment, Output
 from secondpass.step import CAUGHT, Step
 from secondpass.task import Task, accepts, attach, batch_results, call_of, expand, keys_of
+
+RECENT = 100
+"""So many events of each task are at hand to try other code on."""
 
 
 class Cut(Exception):
@@ -149,9 +153,18 @@ class Stage:
         values: dict[str, bytes],
         *,
         elsewhere: bool = False,
+        number: int = 0,
+        stopped: bool = False,
+        step: Step | None = None,
     ) -> None:
         shape = type(task)._shape
         self.name = task.name
+        self.number = number
+        """The task's index among those that workers know."""
+        self.stopped = stopped
+        """Events pass it by."""
+        self.recent: deque[Any] = deque(maxlen=RECENT)
+        """The last events that came here: other code is tried on them."""
         self.given = task
         self.types = accepts(task)
         self.on_error = task._options.on_error
@@ -181,15 +194,19 @@ class Stage:
         self._fed: list[tuple[list[Any], Any, set[type]]] = []
         self.busy_s = 0.0
         self._step: Step | None = None
-        if not elsewhere:
+        if step is not None:
+            self._bind(step)
+        elif not elsewhere:
             self._bound()
 
     def _bound(self) -> Step:
         """The task bound to this stage, set up when it is first needed: both ways of running share it."""
-        if self._step is None:
-            self._step = Step(self.given, {}, {})
-            self._call = call_of(self._step.task)
-        return self._step
+        return self._step or self._bind(Step(self.given, {}, {}))
+
+    def _bind(self, step: Step) -> Step:
+        self._step = step
+        self._call = call_of(step.task)
+        return step
 
     @property
     def task(self) -> Task[Any]:
@@ -221,6 +238,10 @@ class Stage:
         if not careful:
             self._choose_overlays(events)
 
+    def came(self, events: list[Any]) -> None:
+        """Keep the last of the events that come to the task."""
+        self.recent.extend(events[-RECENT:])
+
     def begin_elsewhere(self) -> None:
         """Begin an epoch whose calls are made by workers: what they change is put into `deltas` and `values_after`."""
         self.deltas = {n: Delta({}, set()) for n in self.tables}
@@ -231,6 +252,7 @@ class Stage:
         """Run the task over the next events of the epoch; raises `Cut`, and `Again`."""
         began = time.perf_counter()
         passed = Passed(set(kinds))
+        self.came(events)
         try:
             if not self._is_careful and self._condemned(epoch):
                 self._go_carefully(epoch)

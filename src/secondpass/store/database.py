@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,6 +67,20 @@ class Changes(Protocol):
     def gone(self) -> Collection[Any]: ...
 
 
+@dataclass(frozen=True)
+class NewChain:
+    """What a command makes of the chain that a store keeps."""
+
+    chain: list[Any]
+    """Its tasks, as described."""
+    aside: dict[str, Any]
+    """By task that left: what it has put aside, as declared."""
+    given_up: list[Name]
+    """Tables and values whose stored cells are nobody's any more; one of `cells` may have the same name."""
+    cells: dict[Name, dict[Any, Any]]
+    """Those that are new to the store, or come back; from now on `commit` keeps these dicts current."""
+
+
 class Store(StoreReader):
     """An open store; `Store.open` for a directory, `Store.in_memory()` for none."""
 
@@ -74,6 +89,7 @@ class Store(StoreReader):
         self._lock = lock
         self._failed = False
         self._tables: dict[Name, int] = {}
+        self._highest = 0
         self._loaded: dict[Name, dict[Any, Any]] = {}
         self._cells: dict[int, dict[Any, Any]] = {}
         self._fold = Fold(connection)
@@ -222,18 +238,22 @@ class Store(StoreReader):
         moves: Moves,
         note: Any,
         app: Any,
+        file: list[Any] | None = None,
+        aside: dict[str, Any] | None = None,
         expired: Mapping[Name, Iterable[Any]] | None = None,
     ) -> None:
         """Record the chain that runs from here on, after its cells were loaded with the same moves.
 
         `names` are its tables and values, as (task, name); `moves` maps an old one to its new name, or to
         None to drop it. The state of a task that is merely absent is kept for its return. `expired` are the
-        keys of cells that must not come back though their table's time to live has grown.
+        keys of cells that must not come back though their table's time to live has grown. `file` is the chain as
+        the app's file has it, where a command made another of it; `aside` what tasks that left have put aside.
         """
         failpoint("start.before")
         cells, self._loaded = self._loaded, {}
         with self._transaction():
             known = self.tables()
+            self._highest = self._highest_table(known)
             tables = moved(known, moves)
             gone = set(known.values()) - set(tables.values())
             for number in gone:
@@ -245,15 +265,15 @@ class Store(StoreReader):
                 self._put_delta(self._epoch, tables[name], pack_cells([], [], gone_keys))
                 for key in gone_keys:
                     cells[name].pop(key, None)
-            number = max(known.values(), default=0)
             for name in names:
                 if name not in tables:
-                    number += 1
-                    tables[name] = number
+                    tables[name] = self._new_table()
                     cells.setdefault(name, {})
             self._put_meta("app", app)
             self._put_meta("chain", chain)
-            self._put_meta("tables", [[list(k), i] for k, i in tables.items()])
+            self._put_meta("file", file)
+            self._put_meta("aside", aside)
+            self._put_tables(tables)
             self._remember(self.progress.position, "start", note)
             self._write_progress(self._epoch)
             failpoint("start.commit")
@@ -262,6 +282,37 @@ class Store(StoreReader):
         self._tables = tables
         hugepages.ask(sum(map(len, self._cells.values())))
         failpoint("start.after")
+
+    def _highest_table(self, known: Mapping[Name, int]) -> int:
+        """The highest number that a table ever had, as far as anything is left of it: none is used twice."""
+        highest = max(known.values(), default=0)
+        for (found,) in self._db.execute("SELECT max(tbl) FROM cells UNION ALL SELECT max(tbl) FROM deltas"):
+            highest = max(highest, found or 0)
+        return highest
+
+    def _new_table(self) -> int:
+        self._highest += 1
+        return self._highest
+
+    def _put_tables(self, tables: Mapping[Name, int]) -> None:
+        self._put_meta("tables", [[list(k), i] for k, i in tables.items()])
+
+    def _take_chain(self, new: NewChain) -> None:
+        """Let a command's chain stand: which tables there are, and under which numbers."""
+        for name in new.given_up:
+            number = self._tables.pop(name, None)
+            if number is not None:
+                self._fold.give_up(number, self.progress.tables.pop(number, TableState()))
+                self._cells.pop(number, None)
+        for name, cells in new.cells.items():
+            number = self._tables.get(name)
+            if number is None:
+                number = self._tables[name] = self._new_table()
+            self._cells[number] = cells
+            self._fold.take(number, cells, self.progress.tables.get(number, TableState()).folded)
+        self._put_meta("chain", new.chain)
+        self._put_meta("aside", new.aside)
+        self._put_tables(self._tables)
 
     def load(self, codecs: Mapping[Name, Cells], moves: Moves | None = None) -> dict[Name, dict[Any, Any]]:
         """All committed cells at rest. After `start` their dicts are the store's: `commit` keeps them current."""
@@ -279,16 +330,24 @@ class Store(StoreReader):
         letters: Sequence[StoredLetter],
         history: Sequence[tuple[str, Any]] = (),
         letter_status: Mapping[int, str] | None = None,
+        chain: NewChain | None = None,
     ) -> None:
-        """Make an epoch durable: when this returns, all of it is; when it raises, none of it is."""
+        """Make an epoch durable: when this returns, all of it is; when it raises, none of it is.
+
+        With a new `chain`, the deltas are of its tables.
+        """
         epoch = self._epoch + 1
         began_at = self.progress.position
         failpoint("commit.before")
         self.progress = progress
         # First, while the cells that the epoch read are in the processor's cache. Should the write fail, nobody
         # looks at them again: it is this store's last.
-        self._apply(deltas)
+        if chain is None:
+            self._apply(deltas)
         with self._transaction():
+            if chain is not None:
+                self._take_chain(chain)
+                self._apply(deltas)
             self._put_deltas(epoch, deltas)
             for row in outputs:
                 self._put_output(row)

@@ -75,6 +75,24 @@ class Fold:
             if table not in progress.tables or generation != progress.tables[table].generation:
                 self._garbage.append((table, generation, row))
 
+    def take(self, table: int, cells: dict[Any, Any], folded: int) -> None:
+        """A table comes in: a new one, or one that nobody had taken up."""
+        self._waiting[table] = waiting = Waiting(cells)
+        for delta, size in self._db.execute(
+            "SELECT id, length(body) FROM deltas WHERE tbl = ? AND id > ? ORDER BY id", (table, folded)
+        ):
+            waiting.add(delta, size + DELTA_BYTES)
+
+    def give_up(self, table: int, state: TableState) -> None:
+        """A table's number is never used again: what is stored under it goes, a little with each commit."""
+        waiting = self._waiting.pop(table, None)
+        if self._table == table:
+            self._garbage.extend((table, self._state.generation, row) for row in range(self._state.rows))
+            self._table = None
+        self._garbage.extend((table, state.generation, row) for row in range(state.rows))
+        if waiting is not None:
+            self._garbage.extend((delta,) for delta, _ in waiting.deltas)
+
     def added(self, table: int, delta: int, size: int) -> None:
         """A delta with a body of this size was written."""
         if table in self._waiting:

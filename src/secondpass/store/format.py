@@ -1,7 +1,9 @@
 """What the store's bytes look like. Every row carries a checksum; every format is versioned by `FORMAT`.
 
     progress        turn -> body                        one row: everything that changes with each epoch
-    meta            name -> body                        "store", "app", "chain": the tasks, "tables": their numbers
+    meta            name -> body                        "store", "app", "chain": the tasks that run, "file": those
+                                                        that the app's file had at the last start, "aside": what
+                                                        tasks that left have put aside, "tables": their numbers
     cells           (table, generation, row) -> body    the cells of a table, some in each row
     deltas          id -> body                          what an epoch changed in a table since then
     outputs         (stream, first) -> body             numbered outputs, as committed
@@ -98,6 +100,8 @@ class Progress(msgspec.Struct):
     """By task: where it ran, and what that cost."""
     commands: list[str] = []
     """Commands from the spool that are done, until their files are removed."""
+    paused: bool = False
+    """Whether the app takes no records until somebody resumes it."""
 
 
 class StoredLetter(msgspec.Struct, frozen=True):

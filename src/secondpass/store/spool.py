@@ -1,8 +1,9 @@
 """Commands for an app, as files beside its store: how a second process asks for something.
 
-Only the hub writes the database. Whoever wants a dead letter sent again puts a file into `commands/`; the
-hub takes it between two epochs, now or at its next start, and removes it once it is committed. The file's
-name is the command's identity, so a crash between commit and removal does nothing twice.
+Only the hub writes the database. Whoever wants a task stopped, or a dead letter sent again, puts a file into
+`commands/`, which only the store's owner may enter; the hub takes it between two epochs, now or at its next start,
+and removes it once it is committed. The file's name is the command's identity, so a crash between commit and removal
+does nothing twice.
 """
 
 from __future__ import annotations
@@ -22,15 +23,35 @@ DIRECTORY = "commands"
 _TICK_NS = 2_000_000_000  # the coarsest clock of a file system in use
 
 
-class Command(msgspec.Struct, frozen=True):
-    """What is asked for."""
+Kind = Literal[
+    "retry", "drop",
+    "start", "stop", "set", "add", "remove", "replace", "drop-state",
+    "pause", "resume", "end",
+]  # fmt: skip
 
-    kind: Literal["retry", "drop"]
-    letter: int
+
+class Command(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is asked for: of a dead letter (retry, drop), of a task, or of the app (pause, resume, end)."""
+
+    kind: Kind
+    letter: int = -1
     event: Any = None
     """The mended event as plain data; None to send it as it was."""
     at: float = 0.0
+    """When it was given, by the wall clock."""
     reason: str = ""
+    by: str = ""
+    """Who gave it."""
+    task: str = ""
+    settings: dict[str, Any] = {}
+    """As plain data; those that change, or for a task that comes in, all that are given."""
+    cls: str = ""
+    """`module:qualname` of the class, or function, of a task that comes in; empty: the app's file is read again."""
+    before: str | None = None
+    fresh: bool = False
+    state: str | None = None
+    trial: int | None = None
+    """On so many of the last events other code is tried first; None: as many as there are at hand."""
 
 
 class Spool:
@@ -43,7 +64,7 @@ class Spool:
     def put(self, command: Command) -> str:
         """Leave a command, durable when this returns; gives its name."""
         try:
-            self._path.mkdir(exist_ok=True)
+            self._path.mkdir(mode=0o700, exist_ok=True)
             name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.json"
             partial = self._path / f".{name}"
             with partial.open("wb") as file:

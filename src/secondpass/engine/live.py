@@ -1,0 +1,102 @@
+"""At start: what commands made of the chain that the app's file describes, as far as the file has not overruled it.
+
+What was changed while the app ran goes on after a restart: settings, tasks that were stopped, that came in or left. What
+changed in the file since the last start overrides that, setting by setting: who edits the file means it.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+from typing import Any
+
+import msgspec
+
+from secondpass.app import App, as_task
+from secondpass.errors import ChainChanged, SettingsError
+from secondpass.record import error_text
+from secondpass.store.reader import StoreReader
+from secondpass.task import Options, Task, describe, is_task_class, with_options, with_settings
+
+Described = dict[str, Any]
+
+
+class Live:
+    """An app as it runs on from where its store stands."""
+
+    def __init__(self, app: App, store: StoreReader, drop: tuple[str, ...] = ()) -> None:
+        self.file: list[Described] = [describe(task) for task in app.tasks]
+        """The chain of the file."""
+        self.notes: list[str] = []
+        self._running: list[Described] = store.meta("chain") or self.file
+        before: list[Described] = store.meta("file") or self._running
+        self._before = {d["name"]: d for d in before}
+        running = {d["name"]: d for d in self._running}
+        tasks: list[Task[Any]] = []
+        for task, described in zip(app.tasks, self.file, strict=True):
+            if task.name in self._before and task.name not in running:
+                self.notes.append(f"task {task.name} stays removed; `secondpass task add` brings it back")
+            elif task.name in self._before:
+                tasks.append(self._as_set(task, described, running[task.name]))
+            else:
+                tasks.append(task)
+        self._add_those_that_came(app, tasks, drop)
+        self.stopped = {n for n, d in running.items() if d.get("stopped")} & {t.name for t in tasks}
+        self.notes += [f"task {task.name} stays stopped" for task in tasks if task.name in self.stopped]
+        self.app = copy.copy(app)
+        self.app.tasks = tuple(tasks)
+
+    def _as_set(self, task: Task[Any], described: Described, running: Described) -> Task[Any]:
+        """A task of the file with the settings that a command gave it and that the file has not changed since."""
+        was, now, told = self._before[task.name]["settings"], running["settings"], described["settings"]
+        kept = {
+            name: value
+            for name, value in now.items()
+            if name in told and was.get(name) != value and was.get(name) == told[name]
+        }
+        if not kept:
+            return task
+        self.notes += [
+            f"{task.name}.{name} stays {value!r}, as set while it ran" for name, value in kept.items()
+        ]
+        try:
+            return with_settings(task, kept)
+        except SettingsError as error:
+            raise ChainChanged(f"{error}; it was set while the app ran. Change it in the file too") from None
+
+    def _add_those_that_came(self, app: App, tasks: list[Task[Any]], drop: tuple[str, ...]) -> None:
+        """The tasks that came in by a command and that the file does not have."""
+        known = {task.name for task in app.tasks} | set(self._before) | set(drop)
+        for at, described in enumerate(self._running):
+            if described["name"] in known:
+                continue
+            behind = [d["name"] for d in self._running[at + 1 :]]
+            names = [task.name for task in tasks]
+            place = next((names.index(name) for name in behind if name in names), len(tasks))
+            tasks.insert(place, self._found_again(described))
+            self.notes.append(f"task {described['name']} stays, as added while it ran")
+
+    def _found_again(self, described: Described) -> Task[Any]:
+        where = f"{described['module']}:{described['class']}"
+        options = msgspec.convert(described["options"], Options)
+        try:
+            return task_of(where, described["settings"], options)
+        except SettingsError as error:
+            raise ChainChanged(
+                f"task {described['name']} was added while the app ran, and cannot be loaded again: {error}. Put it into "
+                f"the app's file, or let it go with its state: --drop {described['name']}"
+            ) from error
+
+
+def task_of(where: str, settings: dict[str, Any], options: Options | None = None) -> Task[Any]:
+    """The task that `module:qualname` and some settings describe; raises `SettingsError` where there is none."""
+    module, _, qualname = where.partition(":")
+    try:
+        found: Any = sys.modules.get(module) or importlib.import_module(module)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        raise SettingsError(f"there is no {where} here ({error_text(error)})") from error
+    task = found(**settings) if is_task_class(found) else as_task(found)
+    return task if options is None else with_options(task, options)
