@@ -13,6 +13,7 @@ from secondpass.task import Task, accepts, from_function, is_task_class
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from secondpass.control import Control
     from secondpass.engine.summary import Summary
 
 WORKERS_MAX = 1024
@@ -121,6 +122,13 @@ class App:
             workers=checked_workers(workers),
             **more,
         )
+
+    @property
+    def control(self) -> Control:
+        """Commands to this app where it runs, in this process or another: `app.control.stop("SuppressNeighbours")`."""
+        from secondpass.control import Control  # as above
+
+        return Control(self.default_store(), self)
 
     def default_store(self) -> Path:
         """`.secondpass/<name>` beside the app's file, or in the working directory."""

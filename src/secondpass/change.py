@@ -80,8 +80,10 @@ def changed(
     `put_aside` holds the state of tasks that left, for their return. Links that change are new ones; tables that
     do not change are the same dicts.
     """
-    at = index_of(chain, change)
     links = list(chain)
+    if change.kind in ("pause", "resume", "end"):
+        return links
+    at = index_of(chain, change)
     link = links[at] if at is not None else None
     if change.kind == "add":
         task = change.to

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import builtins
+import enum
 import importlib
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
+
+from msgspec import structs
 
 from secondpass.app import App
+from secondpass.codec import describe, is_struct
 from secondpass.errors import UsageError
+from secondpass.task import AGAIN
 
 
 def load(spec: str) -> App:
@@ -44,14 +52,113 @@ def load(spec: str) -> App:
 
 
 class _AsItStands(importlib.machinery.SourceFileLoader):
-    """Loads the source itself: a cached one is recognised by size and second, which an edit may keep."""
+    """Loads the source itself: a cached one is recognised by size and second, which an edit may keep.
+
+    The source is kept, for another process that is to load the same, whatever becomes of the file.
+    """
+
+    def __init__(self, name: str, path: str, source: bytes | None = None) -> None:
+        super().__init__(name, path)
+        self.source = source
 
     def get_code(self, fullname: str) -> CodeType | None:  # noqa: ARG002 - importlib's signature
-        return self.source_to_code(self.get_data(self.path), self.path)
+        if self.source is None:
+            self.source = self.get_data(self.path)
+        return self.source_to_code(self.source, self.path)
+
+    def exec_module(self, module: ModuleType) -> None:
+        first = sys.modules.get(self.name.partition(AGAIN)[0]) if AGAIN in self.name else None
+        if first is not None:
+            module.__dict__["__builtins__"] = {**vars(builtins), "__build_class__": _keeping_types_of(first)}
+        super().exec_module(module)
 
 
-def _import_file(path: Path) -> ModuleType:
-    name = path.stem if path.stem.isidentifier() else "secondpass_app"
+def _keeping_types_of(first: ModuleType) -> Callable[..., type]:
+    """How classes are made in a module that is loaded another time: what has not changed stays the same object.
+
+    Events of the running stream are of the classes that were there first; a task that is loaded again must know them.
+    """
+
+    def build(body: Callable[..., Any], name: str, *bases: Any, **options: Any) -> type:
+        made = builtins.__build_class__(body, name, *bases, **options)
+        there: Any = first
+        for part in made.__qualname__.split("."):
+            there = getattr(there, part, None)
+        return there if same_class(there, made) else made
+
+    return build
+
+
+def same_class(there: Any, made: type) -> bool:
+    """Whether two Struct or Enum classes are the same: fields, options, members, methods."""
+    if not isinstance(there, type) or there.__bases__ != made.__bases__:
+        return False
+    if issubclass(made, enum.Enum) and issubclass(there, enum.Enum):
+        return {m.name: m.value for m in made} == {m.name: m.value for m in there} and _methods(
+            made
+        ) == _methods(there)
+    if not (is_struct(made) and is_struct(there)):
+        return False
+    fields = [
+        [
+            (f.name, f.encode_name, describe(f.type), repr(f.default), repr(f.default_factory))
+            for f in structs.fields(tp)
+        ]
+        for tp in (there, made)
+    ]
+    return (
+        fields[0] == fields[1]
+        and repr(made.__struct_config__) == repr(there.__struct_config__)
+        and _methods(made) == _methods(there)
+    )
+
+
+def _methods(tp: type) -> dict[str, Any]:
+    """What a class's functions do, as far as their code tells."""
+    found: dict[str, Any] = {}
+    for name, part in vars(tp).items():
+        function = getattr(part, "fget", None) or getattr(part, "__func__", part)
+        code = getattr(function, "__code__", None)
+        if code is not None and code.co_filename != __file__:
+            found[name] = _told(code)
+    return found
+
+
+def _told(code: CodeType) -> tuple[Any, ...]:
+    consts = [_told(c) if isinstance(c, CodeType) else (type(c).__name__, repr(c)) for c in code.co_consts]
+    return (code.co_code, code.co_names, code.co_varnames, tuple(consts))
+
+
+def load_again(app: App) -> App:
+    """The app as its file has it now, beside the one that was loaded before; raises `UsageError` where it has no file.
+
+    Tasks are new; event classes that have not changed are those that were there.
+    """
+    if app.file is None or app.spec is None:
+        raise UsageError(
+            "the app was not loaded from a file, so there is none to read again; pass the task itself, from the process "
+            "that runs the app: app.control.replace(task)"
+        )
+    target, _, attribute = app.spec.partition(":")
+    first = _loaded_name(app.file) or target
+    number = 1 + sum(name.startswith(first + AGAIN) for name in list(sys.modules))
+    module = _import_file(app.file, f"{first}{AGAIN}{number}")
+    found = _pick(module, attribute, app.spec)
+    found.spec, found.file = app.spec, app.file
+    return found
+
+
+def _loaded_name(file: Path) -> str | None:
+    """The name under which a file was loaded first."""
+    for name, module in list(sys.modules.items()):
+        loader = getattr(getattr(module, "__spec__", None), "loader", None)
+        if isinstance(loader, _AsItStands) and Path(loader.path) == file:
+            return name
+    return None
+
+
+def _import_file(path: Path, name: str = "") -> ModuleType:
+    name = name or (path.stem if path.stem.isidentifier() else "secondpass_app")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     found = importlib.util.spec_from_file_location(name, path, loader=_AsItStands(name, str(path)))
@@ -59,7 +166,12 @@ def _import_file(path: Path) -> ModuleType:
         raise UsageError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module
-    found.loader.exec_module(module)
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        if AGAIN in name:
+            del sys.modules[name]
+        raise
     return module
 
 

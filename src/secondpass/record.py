@@ -15,7 +15,7 @@ from secondpass.event import LATEST_TIME_S
 
 _OURS = os.path.dirname(__file__) + os.sep  # noqa: PTH120  # compared with what frames hold: text
 
-ChangeKind = Literal["start", "stop", "set", "replace", "add", "remove", "drop"]
+ChangeKind = Literal["start", "stop", "set", "replace", "add", "remove", "drop", "pause", "resume", "end"]
 
 INTAKE = ""
 """Stands for a task's name where an event was set aside before the chain."""
@@ -52,6 +52,8 @@ class Change(NamedTuple):
     replace         the task `to` stands in for it: other code, which takes over its state
     add, remove     the task `to` comes into the chain before the task `before` (at its end without one), or leaves it
     drop            its state is gone, or only that of the table or value `state`
+    pause, resume   the app took no records for a while, or ended: the chain stays as it is
+    end
     """
 
     kind: ChangeKind

@@ -1,16 +1,25 @@
-"""Commands from the spool, each an epoch of its own: a dead letter sent again or dropped.
+"""Commands that wait for an app, in the order in which they came: from the spool, and from this process.
 
-A command that cannot be done is left out, which is recorded with its reason: it must not stop this start
-or any later one. Its file goes once it is committed, and is recognised if a crash comes in between.
+What is asked of a dead letter is an epoch of its own; what is asked of the chain or the app is done between two epochs.
+A command that cannot be done is left out, which is recorded with its reason: it must not stop this start or any later
+one. Its file goes once it is committed, and is recognised if a crash comes in between.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from secondpass.app import App
+from secondpass.engine.chain import Chain
+from secondpass.engine.changes import TO_CHAIN, CrewMaker, Preparation
 from secondpass.engine.epoch import Epoch
 from secondpass.engine.intake import Intake
 from secondpass.engine.outbox import decode_event
@@ -23,32 +32,123 @@ from secondpass.store.spool import Command, Spool
 
 KEPT = 64
 """So many names of done commands are remembered in the progress record."""
+LETTERS = ("retry", "drop")
+
+
+@dataclass
+class Answer:
+    """What becomes of a command that was given in this process."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    position: int | None = None
+    refusal: str | None = None
+
+    def close(self) -> None:
+        """Nobody answers any more."""
+        self.refusal = "the run has ended"
+        self.done.set()
+
+
+class _Waiting:
+    """A command, by its name; with what came along from this process."""
+
+    def __init__(self, name: str, command: Command, given: Any = None, answer: Answer | None = None) -> None:
+        self.name = name
+        self.command = command
+        self.given = given
+        self.answer = answer
+        self.preparation: Preparation | None = None
 
 
 class Commands:
     """The commands that wait for one app."""
 
-    def __init__(self, store: Store, intake: Intake, tasks: list[str]) -> None:
+    def __init__(self, store: Store, intake: Intake, chain: Chain, app: App, make_crew: CrewMaker) -> None:
         self._spool = Spool(store.directory) if store.directory is not None else None
         self._store = store
         self._intake = intake
-        self._tasks = tasks
-        self._waiting: list[tuple[str, Command]] = []
+        self._chain = chain
+        self.app = app
+        """The app that tasks are loaded from: another one, once its file was read again."""
+        self._make_crew = make_crew
+        self._given: deque[_Waiting] = deque()
+        self._waiting: list[_Waiting] = []
+        self._seen: set[str] = set()
+        self._closed = False
+        self._began_at = time.time()
         self._refusal: str | None = None
         """Why the command at hand is left out."""
 
-    def next_epoch(self, number: int) -> Epoch | None:
-        """The oldest waiting command as an epoch; None when none waits."""
-        if self._spool is None:
-            return None
-        progress = self._store.progress
-        if not self._waiting:
+    def give(self, command: Command, given: Any = None) -> Answer:
+        """A command from this process; may be called by any thread."""
+        answer = Answer()
+        if self._closed:
+            answer.close()
+        self._given.append(
+            _Waiting(f"{time.time_ns():020d}-{secrets.token_hex(4)}.here", command, given, answer)
+        )
+        return answer
+
+    def _oldest(self) -> _Waiting | None:
+        if self._spool is not None and not self._waiting:
             for name, command in self._spool.waiting():
-                if name in progress.commands:
+                if name in self._store.progress.commands:
                     self._spool.remove(name)  # a crash came between its commit and this
-                else:
-                    self._waiting.append((name, command))
-        return self._epoch(number, progress, self._waiting[0][1]) if self._waiting else None
+                elif name not in self._seen:
+                    self._seen.add(name)
+                    self._waiting.append(_Waiting(name, command))
+        while self._given:
+            self._waiting.append(self._given.popleft())
+        return self._waiting[0] if self._waiting else None
+
+    # ---- of the chain and the app
+
+    def next_change(self, *, wait: bool = False) -> Preparation | Command | None:
+        """The oldest command, if it is one to the chain (once it is ready) or to the app; with `wait`, when it is."""
+        found = self._oldest()
+        if found is None or found.command.kind in LETTERS:
+            return None
+        if found.command.kind not in TO_CHAIN:
+            return found.command
+        if found.preparation is None:
+            found.preparation = Preparation(
+                found.command, self.app, self._chain, self._store, self._make_crew, found.given
+            )
+        if wait:
+            found.preparation.wait()
+        return found.preparation if found.preparation.ready else None
+
+    def too_late(self, command: Command) -> bool:
+        """Whether it was meant for a run that has ended."""
+        return command.at < self._began_at
+
+    def settle_change(
+        self, progress: Progress, details: dict[str, Any], refusal: str | None
+    ) -> tuple[str, Any]:
+        """What to commit of the command at hand, noted in `progress`: its history."""
+        found = self._waiting[0]
+        command = found.command
+        if found.answer is None:
+            progress.commands = [*progress.commands, found.name][-KEPT:]
+        told = {
+            "command": found.name,
+            "asked": command.kind,
+            "task": command.task,
+            "by": command.by,
+            "at": command.at,
+        }
+        if refusal is not None:
+            return "left out", {**told, "reason": refusal}
+        return "command", {**told, "reason": command.reason, **details}
+
+    # ---- of dead letters
+
+    def next_epoch(self, number: int) -> Epoch | None:
+        """The oldest waiting command as an epoch; None when none waits, or none of a dead letter."""
+        found = self._oldest()
+        if found is None or found.command.kind not in LETTERS:
+            return None
+        return self._epoch(number, self._store.progress, found.command)
 
     def _epoch(self, number: int, progress: Progress, command: Command) -> Epoch:
         self._refusal, retry = None, Retry(command.letter, INTAKE, None)
@@ -62,7 +162,8 @@ class Commands:
         elif command.kind == "retry":
             letter = found[1]
             dangerous = letter.error.startswith(KILLED)
-            task = letter.task if letter.task in self._tasks else INTAKE
+            names = [stage.name for stage in self._chain.stages]
+            task = letter.task if letter.task in names else INTAKE
             try:
                 retry = Retry(command.letter, task, self._event_of(letter, command))
                 events = [retry.event]
@@ -100,15 +201,28 @@ class Commands:
 
     def settle(self, progress: Progress) -> tuple[tuple[str, Any], dict[int, str]]:
         """What to commit of the command at hand, noted in `progress`: its history, and its letter's status."""
-        name, command = self._waiting[0]
+        name, command = self._waiting[0].name, self._waiting[0].command
         progress.commands = [*progress.commands, name][-KEPT:]
         details = {"letter": command.letter, "command": name, "reason": self._refusal or command.reason}
         if self._refusal is not None:
             return ("left out", details), {}
         return (command.kind, details), {command.letter: "sent" if command.kind == "retry" else "dropped"}
 
-    def done(self) -> None:
+    def done(self, position: int | None = None, refusal: str | None = None) -> None:
         """The command at hand is committed, or has stopped the app: it must not come again."""
-        name, _ = self._waiting.pop(0)
-        if self._spool is not None:
-            self._spool.remove(name)
+        found = self._waiting.pop(0)
+        self._seen.discard(found.name)
+        if found.answer is not None:
+            found.answer.position, found.answer.refusal = position, refusal
+            found.answer.done.set()
+        elif self._spool is not None:
+            self._spool.remove(found.name)
+
+    def close(self) -> None:
+        """The run has ended: nobody here answers any more."""
+        self._closed = True  # first: whoever gives one from now on sees it, or is seen below
+        for found in [*self._waiting, *self._given]:
+            if found.preparation is not None:
+                found.preparation.give_up()
+            if found.answer is not None:
+                found.answer.close()

@@ -50,6 +50,15 @@ class Crew:
             self._executor = self._start()
         return self._executor
 
+    @property
+    def started(self) -> bool:
+        """Whether there are processes."""
+        return self._executor is not None
+
+    def warm_up(self) -> None:
+        """Start what loads the tasks, so that the first bundle need not wait for it."""
+        self._executor = self.executor
+
     def next_number(self) -> int:
         self._number += 1
         return self._number

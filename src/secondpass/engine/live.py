@@ -15,11 +15,13 @@ import msgspec
 
 from secondpass.app import App, as_task
 from secondpass.errors import ChainChanged, SettingsError
-from secondpass.record import error_text
+from secondpass.record import Change, error_text
 from secondpass.store.reader import StoreReader
 from secondpass.task import Options, Task, describe, is_task_class, with_options, with_settings
 
 Described = dict[str, Any]
+KINDS = {"drop-state": "drop"}
+"""What a command is called among changes, where that is another word: of dead letters there is a `drop` too."""
 
 
 class Live:
@@ -100,3 +102,16 @@ def task_of(where: str, settings: dict[str, Any], options: Options | None = None
         raise SettingsError(f"there is no {where} here ({error_text(error)})") from error
     task = found(**settings) if is_task_class(found) else as_task(found)
     return task if options is None else with_options(task, options)
+
+
+def recorded_change(details: dict[str, Any]) -> Change:
+    """A command as the history tells it, with the code that is there now; raises `SettingsError` where it is gone."""
+    to: Task[Any] | None = None
+    if "to" in details:
+        came: Described = details["to"]
+        options = msgspec.convert(came["options"], Options)
+        to = task_of(f"{came['module']}:{came['class']}", came["settings"], options)
+    kind: Any = KINDS.get(details["asked"], details["asked"])
+    return Change(
+        kind, details["task"], to, details.get("before"), details.get("fresh", False), details.get("state")
+    )

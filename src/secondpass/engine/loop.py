@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from secondpass.engine.chain import Chain, Cut
+from secondpass.engine.changes import Applied
 from secondpass.engine.commands import Commands
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.hazard import Hazard
@@ -25,12 +26,13 @@ from secondpass.engine.intake import Intake
 from secondpass.engine.outbox import Outbox, encode_event
 from secondpass.engine.pacer import Pacer
 from secondpass.engine.summary import Summary, merge_tally
-from secondpass.errors import TaskError
+from secondpass.errors import ChangeRefused, TaskError
 from secondpass.failpoints import failpoint
 from secondpass.record import DeadLetter
 from secondpass.reference import Tally, stop_error
 from secondpass.store.database import Store
 from secondpass.store.format import StoredLetter
+from secondpass.store.spool import Command
 
 _IDLE_MIN_S, _IDLE_MAX_S, _AWAKE_S = 0.001, 0.05, 2.0
 _RAW_MAX = 64 * 1024
@@ -39,15 +41,25 @@ _RAW_MAX = 64 * 1024
 class Hub:
     """One running app: intake, chain, store and outbox, and the loop through them."""
 
-    def __init__(self, intake: Intake, chain: Chain, store: Store, outbox: Outbox, summary: Summary) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        chain: Chain,
+        store: Store,
+        outbox: Outbox,
+        summary: Summary,
+        commands: Commands,
+    ) -> None:
         self.intake = intake
         self.chain = chain
         self.store = store
         self.outbox = outbox
         self.summary = summary
         self.pacer = Pacer()
-        self.commands = Commands(store, intake, [stage.name for stage in chain.stages])
+        self.commands = commands
         self.hazard: Hazard | None = None
+        self.held_s = 0.0
+        """The longest that a command has held up the stream."""
         self.stopping = False
         self.limit: int | None = None
         self.on_epoch: Callable[[Hub], None] = lambda _: None
@@ -59,10 +71,17 @@ class Hub:
     def run(self) -> None:
         """Run until the input ends or somebody asks to stop."""
         while not self.stopping:
+            if self.obey():
+                continue
+            if self.store.progress.paused:
+                self.wait()
+                continue
             began = time.perf_counter()
             with _no_garbage_collection():
                 epoch = self.take()  # 1. take
                 if epoch is None:
+                    if self.summary.ended != "limit" and self.obey(wait=True):
+                        continue  # something was being made ready
                     break
                 outcome = self.run_epoch(epoch) if epoch.count else None  # 2. run
             if outcome is None:
@@ -73,6 +92,82 @@ class Hub:
             self.pacer.ran(epoch.count, time.perf_counter() - began, heavy=self.chain.placement.heavy)
             self.on_epoch(self)
         self.finish()
+
+    # ---- between two epochs
+
+    def obey(self, *, wait: bool = False) -> bool:
+        """Do the oldest command to the chain or the app, if there is one and it is ready; whether there was."""
+        if self.chain.judged(self.store.progress.position):
+            return False
+        found = self.commands.next_change(wait=wait)
+        if found is None:
+            return False
+        if isinstance(found, Command):
+            self._command(found)
+            return True
+        refusal, applied, began = found.refusal, None, time.perf_counter()
+        if refusal is None:
+            try:
+                applied = Applied(found, self.chain, self.store)
+            except ChangeRefused as error:
+                refusal = str(error)
+        if refusal is not None or applied is None:
+            found.give_up()
+            self._record_command({}, refusal)
+            return True
+        position = self.store.progress.position
+        details = {**found.details, **applied.told()}
+        self._record_command(details, None, applied)
+        applied.take_effect()
+        self.commands.app = found.app
+        for stage in self.chain.stages:
+            self._tallies.setdefault(stage.name, Tally())
+            self.summary.tasks.setdefault(stage.name, Tally())
+        self.summary.changes.append(f"position {position}: {applied.change.kind} {applied.change.task}")
+        self.held_s = max(self.held_s, time.perf_counter() - began)
+        return True
+
+    def _command(self, command: Command) -> None:
+        """A command to the app as a whole."""
+        paused, refusal = self.store.progress.paused, None
+        if command.kind == "end":
+            if self.commands.too_late(command):
+                refusal = "it was meant for a run that had ended"
+            else:
+                self.stopping = True
+        elif (command.kind == "pause") == paused:
+            refusal = "it is paused already" if paused else "it is not paused"
+        else:
+            paused = not paused
+        self._record_command({}, refusal, paused=paused)
+
+    def _record_command(
+        self,
+        details: dict[str, Any],
+        refusal: str | None,
+        applied: Applied | None = None,
+        *,
+        paused: bool | None = None,
+    ) -> None:
+        """Commit what became of a command: one that is done takes a position."""
+        before = self.store.progress
+        failpoint("command.before")
+        progress = msgspec.structs.replace(
+            before,
+            position=before.position + (refusal is None),
+            numbers=dict(before.numbers),
+            totals=dict(before.totals),
+            kept_from=dict(before.kept_from),
+            paused=before.paused if paused is None else paused,
+        )
+        entry = self.commands.settle_change(progress, details, refusal)
+        if refusal is not None:
+            logging.getLogger("secondpass").warning("a command is left out: %s", refusal)
+        deltas, new = ({}, None) if applied is None else (applied.deltas, applied.new)
+        self.store.commit(progress, deltas, [], [], [entry], chain=new)
+        failpoint("command.after")
+        self.summary.position = progress.position
+        self.commands.done(before.position, refusal)
 
     # ---- 1. take
 

@@ -55,6 +55,8 @@ class Module(msgspec.Struct, frozen=True):
     """Whether it is loaded from the file itself, since no import finds it by its name."""
     main: bool = False
     """Whether it stands in for `__main__`."""
+    source: bytes = b""
+    """What was loaded, where that is known: the file may have changed since."""
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -160,7 +162,10 @@ def _modules(app: App, names: set[str]) -> list[Module]:
         file = getattr(module, "__file__", None)
         if file is None or name.partition(".")[0] in ("secondpass", *sys.stdlib_module_names):
             continue
-        if module is not None and Path(file).suffix == ".py" and Path(file).is_file():
+        loaded_by = getattr(getattr(module, "__spec__", None), "loader", None)
+        if isinstance(loaded_by, loading._AsItStands):
+            found.append(Module(name, file, b"", by_file=True, source=loaded_by.source or b""))
+        elif module is not None and Path(file).suffix == ".py" and Path(file).is_file():
             found.append(Module(name, file, _digest(file), by_file=not _importable(module)))
     return found
 
@@ -172,7 +177,7 @@ def _home(app: App) -> Module | None:
     for name, module in list(sys.modules.items()):
         loaded_by = getattr(getattr(module, "__spec__", None), "loader", None)
         if isinstance(loaded_by, loading._AsItStands) and Path(loaded_by.path) == app.file:
-            return Module(name, str(app.file), _digest(str(app.file)), by_file=True)
+            return Module(name, str(app.file), b"", by_file=True, source=loaded_by.source or b"")
     target = str(getattr(app, "spec", None) or "").partition(":")[0]
     file = getattr(sys.modules.get(target), "__file__", None)
     return Module(target, file, _digest(file), by_file=False) if file else None
@@ -248,7 +253,7 @@ def load_tasks(recipe: Recipe) -> tuple[Task[Any], ...]:
     sys.argv[:] = recipe.argv
     with contextlib.suppress(OSError):  # it may be gone, as it may be for the hub
         os.chdir(recipe.directory)
-    with _apps_at_rest():
+    with apps_at_rest():
         for module in recipe.modules:
             _load(module)
         if not recipe.spec:
@@ -263,7 +268,9 @@ def load_tasks(recipe: Recipe) -> tuple[Task[Any], ...]:
 
 
 @contextlib.contextmanager
-def _apps_at_rest() -> Generator[None]:
+def apps_at_rest() -> Generator[None]:
+    """No app is run by loading the module that it stands in."""
+
     def stop(self: App, **options: Any) -> NoReturn:  # noqa: ARG001 - the signature of `App.run`
         raise _RunReached(f"{self.name}: a module that is imported runs the app")
 
@@ -276,7 +283,7 @@ def _apps_at_rest() -> Generator[None]:
 
 
 def _load(module: Module) -> None:
-    if _digest(module.file) != module.digest:
+    if not module.source and _digest(module.file) != module.digest:
         raise UsageError(f"{module.file} has changed since the app was started; start the app again")
     if not module.by_file:
         importlib.import_module(module.name)
@@ -287,7 +294,7 @@ def _load(module: Module) -> None:
             importlib.import_module(parent)
     loaded = sys.modules.get(module.name)
     if loaded is None or getattr(loaded, "__file__", None) != module.file:
-        loader = loading._AsItStands(module.name, module.file)
+        loader = loading._AsItStands(module.name, module.file, module.source or None)
         found = importlib.util.spec_from_file_location(module.name, module.file, loader=loader)
         assert found is not None
         loaded = importlib.util.module_from_spec(found)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from secondpass.app import App
 from secondpass.connectors.memory import as_sink, as_source
 from secondpass.engine.chain import Chain
+from secondpass.engine.commands import Commands
 from secondpass.engine.compare import Comparison, codecs_of, load_cells
 from secondpass.engine.crew import Crew
 from secondpass.engine.executor import Executor
@@ -57,7 +59,7 @@ def run_app(
     on_epoch: Callable[[Hub], None] | None = None,
 ) -> Summary:
     """Run an app until its input ends; `App.run` is the public way in."""
-    summary = Summary(app=app.name, store=None if store is None else str(store))
+    asked_for, summary = app, Summary(app=app.name, store=None if store is None else str(store))
     began = time.perf_counter()
     if store is not None and fresh and store.is_dir():
         throw_away(app, store, take_over=take_over)
@@ -65,6 +67,7 @@ def run_app(
     outbox = Outbox({stream: as_sink(sink) for stream, sink in app.sinks.items()})
     intake: Intake | None = None
     crew: Crew | None = None
+    chain: Chain | None = None
     hazard: Hazard | None = None
     try:
         hazard = None if opened.directory is None else Hazard(opened.directory)
@@ -75,7 +78,12 @@ def run_app(
         outbox.recover(opened, accept=accept_output)
         sources = [as_source(s, i) for i, s in enumerate(app.sources)]
         intake = Intake(sources, opened.progress.sources, follow=follow, accept=accept_input)
-        hub = Hub(intake, chain, opened, outbox, summary)
+
+        def make_crew(changed: App) -> Crew | None:
+            return crew_for(changed, opened, workers, None)
+
+        commands = Commands(opened, intake, chain, app, make_crew)
+        hub = Hub(intake, chain, opened, outbox, summary, commands)
         hub.limit = limit
         if hazard is not None:
             hub.hazard = hazard
@@ -87,7 +95,7 @@ def run_app(
             hub.on_epoch = on_epoch
         if on_start is not None:
             on_start(hub)
-        with _stopping_on_signals(hub):
+        with _stopping_on_signals(hub), at_hand(asked_for, hub):
             hub.run()
         if hub.stopping:
             summary.ended = "stopped"
@@ -95,6 +103,8 @@ def run_app(
         summary.seconds = time.perf_counter() - began
         if hazard is not None:
             hazard.close()
+        if chain is not None and chain.crew is not None:
+            crew = chain.crew
         if crew is not None:
             crew.close()
         if intake is not None:
@@ -286,6 +296,25 @@ class _reading:  # noqa: N801  # reads as a phrase: `with _reading(store) as old
     def __exit__(self, *_: object) -> None:
         if self._store is not None:
             self._store.close()
+
+
+_AT_HAND: dict[int, Hub] = {}
+
+
+def running_here(app: App) -> Hub | None:
+    """The run of an app in this process, if there is one."""
+    return _AT_HAND.get(id(app))
+
+
+@contextlib.contextmanager
+def at_hand(app: App, hub: Hub) -> Generator[None]:
+    """While it runs, an app can be given commands in this process."""
+    _AT_HAND[id(app)] = hub
+    try:
+        yield
+    finally:
+        del _AT_HAND[id(app)]
+        hub.commands.close()
 
 
 class _stopping_on_signals:  # noqa: N801  # reads as a phrase

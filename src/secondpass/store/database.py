@@ -320,6 +320,10 @@ class Store(StoreReader):
         self._loaded = dict(cells)
         return cells
 
+    def load_more(self, codecs: Mapping[Name, Cells]) -> dict[Name, dict[Any, Any]]:
+        """Cells of tables beside those that the chain has: what a task put aside."""
+        return super().load(codecs)
+
     # ---- committing
 
     def commit(

@@ -203,6 +203,17 @@ class StoreReader:
             if last != self.progress.history:
                 raise damaged("history is missing")
 
+    def recent_history(self, count: int) -> list[tuple[int, str, Any]]:
+        """The newest entries of the history, the newest first."""
+        with self.snapshot(), reading(self.directory):
+            found: list[tuple[int, str, Any]] = []
+            for number, position, kind, body, stored in self._db.execute(
+                "SELECT id, position, kind, body, crc FROM history ORDER BY id DESC LIMIT ?", (count,)
+            ):
+                check(f"history {number}", stored, body, number, position, kind)
+                found.append((position, kind, unpack(body)))
+            return found
+
     # ---- state
 
     def load(self, codecs: Mapping[Name, Cells], moves: Moves | None = None) -> dict[Name, dict[Any, Any]]:

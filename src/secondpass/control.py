@@ -1,0 +1,269 @@
+"""Commands to an app from Python: in the process that runs it, or in any other of the machine.
+
+    app.control            the app as it is defined here
+    control(directory)     the app of a store, without its code
+
+A running app does a command within moments; otherwise it waits beside the store for the next run.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from secondpass.codec import pack, unpack
+from secondpass.errors import ChangeRefused, SettingsError, StoreError
+from secondpass.store.lock import holder_of
+from secondpass.store.reader import StoreReader
+from secondpass.store.spool import Command, Kind, Spool
+from secondpass.task import AGAIN, FunctionTask, Task
+
+if TYPE_CHECKING:
+    from secondpass.app import App
+    from secondpass.engine.loop import Hub
+
+_POLL_S = 0.01
+WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a command."""
+
+    command: str
+    """Its name; empty for one in the process that runs the app."""
+    position: int | None
+    """Its place in the stream; None while it waits for the app's next run."""
+
+    @property
+    def waits(self) -> bool:
+        return self.position is None
+
+
+class Control:
+    """Commands to one app: each takes effect between two events, for every task and worker at once.
+
+    >>> from secondpass import App, Event, Task
+    >>> class Seen(Event):
+    ...     n: int
+    >>> class Halve(Task[Seen]):
+    ...     def handle(self, event: Seen) -> Seen:
+    ...         if event.n == 1:
+    ...             app.control.stop("Halve", reason="enough", wait=False)
+    ...         return event.replace(n=event.n // 2)
+    >>> passed = []
+    >>> app = App("halves", source=[Seen(n=n) for n in (1, 10)], tasks=[Halve()], sink=passed.append, workers=0)
+    >>> summary = app.run(store=None)
+    >>> summary.changes
+    ['position 2: stop Halve']
+
+    Every command may carry a `reason`, which the history keeps beside who gave it and when. Without `wait` it returns at
+    once; inside of `handle` it must, since the app cannot go on before `handle` returns. Raises `ChangeRefused` where the
+    app says that it cannot be done, and why.
+    """
+
+    def __init__(self, directory: Path | None, app: App | None = None) -> None:
+        self._directory = directory
+        self._app = app
+
+    # ---- the chain
+
+    def start(self, task: str, *, fresh: bool = False, reason: str = "", wait: bool = True) -> Done:
+        """Let a stopped task handle events again, with what it remembers or, `fresh`, without."""
+        return self._give("start", task, fresh=fresh, reason=reason, wait=wait)
+
+    def stop(self, task: str, *, reason: str = "", wait: bool = True) -> Done:
+        """Let events pass a task by; it keeps what it remembers."""
+        return self._give("stop", task, reason=reason, wait=wait)
+
+    def set(self, task: str, /, *, reason: str = "", wait: bool = True, **settings: Any) -> Done:
+        """Give a task other settings: `app.control.set("SuppressNeighbours", window_s=600.0)`."""
+        if not settings:
+            raise SettingsError(f"set({task!r}): say which settings, as keywords")
+        plain = {name: unpack(pack(value)) for name, value in settings.items()}
+        return self._give("set", task, settings=plain, reason=reason, wait=wait)
+
+    def add(
+        self, task: Task[Any] | str, *, before: str | None = None, reason: str = "", wait: bool = True
+    ) -> Done:
+        """Put a task into the chain, before another one or at its end; a name is looked up in the app's file."""
+        return self._give("add", task, before=before, reason=reason, wait=wait)
+
+    def remove(self, task: str, *, reason: str = "", wait: bool = True) -> Done:
+        """Take a task out of the chain; what it remembers is put aside for its return."""
+        return self._give("remove", task, reason=reason, wait=wait)
+
+    def replace(
+        self,
+        task: Task[Any] | str,
+        *,
+        name: str = "",
+        trial: int | None = None,
+        reason: str = "",
+        wait: bool = True,
+    ) -> Done:
+        """Let other code stand in for a task; a name is looked up in the app's file, which is read again.
+
+        It is tried first on the last events that the task was given, at most 100 or `trial`; the stream goes on
+        meanwhile. What the task remembers stays, brought over by `upgrade(old)` where it is declared in another way.
+        """
+        return self._give("replace", task, name=name, trial=trial, reason=reason, wait=wait)
+
+    def drop(self, task: str, state: str | None = None, *, reason: str = "", wait: bool = True) -> Done:
+        """Give up what a task remembers, or only one table or value of it; for good."""
+        return self._give("drop-state", task, state=state, reason=reason, wait=wait)
+
+    # ---- the app
+
+    def pause(self, *, reason: str = "", wait: bool = True) -> Done:
+        """Let the app take no events until `resume`, also across restarts; commands are still done."""
+        return self._give("pause", "", reason=reason, wait=wait)
+
+    def resume(self, *, reason: str = "", wait: bool = True) -> Done:
+        """Let a paused app go on."""
+        return self._give("resume", "", reason=reason, wait=wait)
+
+    def end(self, *, reason: str = "", wait: bool = True) -> Done:
+        """End the run, after the epoch at hand; raises `ChangeRefused` where nothing runs."""
+        if self._hub() is None and (self._directory is None or holder_of(self._directory) is None):
+            raise ChangeRefused("nothing runs here")
+        return self._give("end", "", reason=reason, wait=wait)
+
+    def history(self) -> list[dict[str, Any]]:
+        """What was done to the app, oldest first: `kind`, `position`, and what each kind tells beside."""
+        with _reading(self._store()) as store:
+            return [
+                {"kind": kind, "position": position, **details} for position, kind, details in store.history()
+            ]
+
+    # ---- how
+
+    def _give(
+        self, kind: Kind, task: Task[Any] | str, *, wait: bool, name: str = "", reason: str = "", **more: Any
+    ) -> Done:
+        hub = self._hub()
+        given = None if isinstance(task, str) else task
+        target = task if isinstance(task, str) else name or task.name
+        command = Command(kind, at=time.time(), reason=reason, by=_who(), task=target, **more)
+        if hub is not None and hub.store.directory is None:
+            return self._here(hub, command, given, wait=wait)
+        if given is not None:
+            if hub is not None:
+                return self._here(hub, command, given, wait=wait)
+            where, settings = _by_reference(given)
+            command = msgspec.structs.replace(command, cls=where, settings=settings)
+        return self._leave(command, wait=wait)
+
+    def _hub(self) -> Hub | None:
+        from secondpass.engine.run import running_here  # only where there is an app is there an engine
+
+        return None if self._app is None else running_here(self._app)
+
+    def _store(self) -> Path:
+        if self._directory is None or not self._directory.is_dir():
+            where = "in memory" if self._directory is None else f"in {self._directory}"
+            raise StoreError(f"there is no store {where}, and the app does not run in this process")
+        return self._directory
+
+    @staticmethod
+    def _here(hub: Hub, command: Command, given: Any, *, wait: bool) -> Done:
+        answer = hub.commands.give(command, given)
+        if not wait:
+            return Done("", None)
+        if not answer.done.wait(WAIT_S):
+            raise _unanswered(command)
+        if answer.refusal is not None:
+            raise ChangeRefused(answer.refusal)
+        return Done("", answer.position)
+
+    def _leave(self, command: Command, *, wait: bool) -> Done:
+        directory = self._store()
+        name = Spool(directory).put(command)
+        if not wait:
+            return Done(name, None)
+        until = time.monotonic() + WAIT_S
+        while True:
+            running = holder_of(directory) is not None
+            found = _told(directory, name)
+            if found is not None:
+                position, kind, details = found
+                if kind == "left out":
+                    raise ChangeRefused(details["reason"])
+                return Done(name, position)
+            if not running:
+                return Done(name, None)
+            if time.monotonic() > until:
+                raise _unanswered(command)
+            time.sleep(_POLL_S)
+
+
+def control(store: str | Path) -> Control:
+    """The app of a store, for commands; its code is not loaded.
+
+    >>> control(".secondpass/roadside").stop("SuppressNeighbours")  # doctest: +SKIP
+    Done(command='...', position=1207)
+    """
+    return Control(Path(store))
+
+
+def _unanswered(command: Command) -> ChangeRefused:
+    return ChangeRefused(
+        f"the app has not taken the {command.kind} within {WAIT_S:g} s; it stays asked for, `secondpass history` shows what "
+        f"becomes of it. From inside a task's handle, give it with wait=False"
+    )
+
+
+def _who() -> str:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}, process {os.getpid()}"
+
+
+def _by_reference(task: Task[Any]) -> tuple[str, dict[str, Any]]:
+    """A task as another process finds it: where its class stands, and its settings."""
+    target: Any = task.function if isinstance(task, FunctionTask) else type(task)
+    module, qualname = target.__module__.partition(AGAIN)[0], target.__qualname__
+    if "<" in qualname or module == "__main__":
+        raise SettingsError(
+            f"the task {task.name} is defined in {module}.{qualname}, where the process that runs the app cannot find it; "
+            f"put it at the top level of a module"
+        )
+    settings = {} if target is not type(task) else {n: getattr(task, n) for n in type(task)._shape.settings}
+    return f"{module}:{qualname}", {name: unpack(pack(value)) for name, value in settings.items()}
+
+
+def _told(directory: Path, name: str) -> tuple[int, str, Mapping[str, Any]] | None:
+    """What the history says of a command; None as long as it says nothing."""
+    try:
+        with _reading(directory) as store:
+            for position, kind, details in store.recent_history(200):
+                told = cast("dict[str, Any]", details) if isinstance(details, dict) else {}
+                if told.get("command") == name:
+                    return position, kind, told
+    except StoreError:
+        return None  # not there yet
+    return None
+
+
+class _reading:  # noqa: N801  # reads as a phrase
+    def __init__(self, directory: Path) -> None:
+        self._store = StoreReader.open_to_read(directory)
+
+    def __enter__(self) -> StoreReader:
+        return self._store
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+
+__all__ = ["Control", "Done", "control"]

@@ -1,0 +1,378 @@
+"""Commands to a running chain: made ready beside the stream, done between two events, in one commit.
+
+    prepare     load, set up, try on the last events: beside the stream, in threads and processes of its own
+    apply       at one position: the new chain, its state and the command's record, durable together
+
+What cannot be done is refused, with the reason, and the chain runs on as it was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from secondpass.app import App, as_task
+from secondpass.change import Aside, Link, changed, index_of
+from secondpass.engine.chain import Chain
+from secondpass.engine.compare import codecs_of
+from secondpass.engine.crew import Crew
+from secondpass.engine.live import KINDS, task_of
+from secondpass.engine.overlay import Delta
+from secondpass.engine.placement import never_inline
+from secondpass.engine.recipe import NotPortable, apps_at_rest
+from secondpass.engine.stage import Stage
+from secondpass.engine.trial import Trial
+from secondpass.errors import ChangeRefused, SecondpassError
+from secondpass.loading import load_again
+from secondpass.record import Change, error_text
+from secondpass.state import MISSING
+from secondpass.step import CAUGHT, Step
+from secondpass.store.database import NewChain, Store
+from secondpass.store.reader import Unreadable
+from secondpass.store.spool import Command
+from secondpass.task import Task, accepts, describe, with_settings
+
+TO_CHAIN = ("start", "stop", "set", "add", "remove", "replace", "drop-state")
+"""The commands that change the chain."""
+NEW_TASK = ("set", "add", "replace")
+TRIAL_LIMIT_S = 60.0
+
+CrewMaker = Callable[[App], Crew | None]
+
+
+class Preparation:
+    """One command on its way to its position; `ready` tells when it can be done, or has been refused."""
+
+    def __init__(
+        self,
+        command: Command,
+        app: App,
+        chain: Chain,
+        store: Store,
+        make_crew: CrewMaker,
+        given: Any = None,
+    ) -> None:
+        self.command = command
+        self.refusal: str | None = None
+        self.change: Change | None = None
+        self.step: Step | None = None
+        self.crew: Crew | None = None
+        self.app = app
+        self.details: dict[str, Any] = {}
+        self._chain = chain
+        self._store = store
+        self._make_crew = make_crew
+        self._given = given
+        """A task object that came with a command from this process."""
+        self._links = chain.links
+        self._recent = {stage.name: list(stage.recent) for stage in chain.stages}
+        self._ready = threading.Event()
+        if command.kind in NEW_TASK:
+            threading.Thread(target=self._prepare, name=f"secondpass-{command.kind}", daemon=True).start()
+        else:
+            self._prepare()
+
+    @property
+    def ready(self) -> bool:
+        return self._ready.is_set()
+
+    def wait(self) -> None:
+        """Wait until it is ready."""
+        self._ready.wait()
+
+    def _prepare(self) -> None:
+        try:
+            self.change = self._change()
+            index_of(self._links, self.change)
+            if self.change.to is not None:
+                self._make_ready(self.change.to)
+        except SecondpassError as error:
+            self.refusal = str(error)
+        except CAUGHT as error:  # the app's own code is loaded here
+            self.refusal = error_text(error)
+        finally:
+            self._ready.set()
+
+    def _change(self) -> Change:
+        command = self.command
+        task = self._new_task() if command.kind in NEW_TASK else None
+        name = command.task if task is None else task.name
+        kind: Any = KINDS.get(command.kind, command.kind)
+        return Change(kind, name, task, command.before, command.fresh, command.state)
+
+    def _new_task(self) -> Task[Any]:
+        """The task that a command brings in, from wherever it says."""
+        command, given = self.command, self._given
+        if command.kind == "set":
+            old = self._old(command.task)
+            return with_settings(old, command.settings)
+        if given is not None:
+            task = as_task(given)
+        elif command.cls:
+            task = task_of(command.cls, command.settings)
+        else:
+            with apps_at_rest():
+                self.app = load_again(self.app)
+            by_name = {task.name: task for task in self.app.tasks}
+            if command.task not in by_name:
+                raise ChangeRefused(
+                    f"the app's file has no task {command.task}; it has: {', '.join(by_name) or 'none'}"
+                )
+            task = by_name[command.task]
+        if command.kind == "replace":
+            name = command.task or task.name
+            old = self._old(name)
+            self._refuse_other_events(task, old)
+            if task.name != name:
+                task = task.options(name=name)
+        elif command.task and task.name != command.task:
+            task = task.options(name=command.task)
+        return task
+
+    def _old(self, name: str) -> Task[Any]:
+        index = index_of(self._links, Change("replace", name))
+        assert index is not None
+        return self._links[index].task
+
+    @staticmethod
+    def _refuse_other_events(task: Task[Any], old: Task[Any]) -> None:
+        """The stream goes on with the event types that it has."""
+        known = {tp.__qualname__: tp for tp in accepts(old)}
+        for tp in accepts(task):
+            if tp.__qualname__ in known and known[tp.__qualname__] is not tp:
+                raise ChangeRefused(
+                    f"the event type {tp.__qualname__} has changed in the file; a running app keeps its event types: stop "
+                    f"it and run it again"
+                )
+
+    def _make_ready(self, task: Task[Any]) -> None:
+        """Everything that takes time, so that the stream need not wait for it."""
+        chain = self._chain
+        links = [link for link in self._links if link.name != task.name]
+        tasks = [link.task for link in links]
+        if chain.crew is not None:
+            from copy import copy
+
+            twin = copy(self.app)
+            twin.tasks = (*tasks, task)
+            try:
+                self.crew = self._make_crew(twin)
+            except NotPortable as error:
+                raise ChangeRefused(f"{error}") from error
+            if self.crew is not None and chain.crew.started:
+                self.crew.warm_up()
+        if self.command.kind == "replace":
+            recent = self._recent.get(task.name, [])
+            count = len(recent) if self.command.trial is None else self.command.trial
+            trial = Trial(self.app, self._old(task.name), task, self._store.directory)
+            self.details["tried"] = trial.run(recent[len(recent) - min(count, len(recent)) :], TRIAL_LIMIT_S)
+        if self.crew is None or not never_inline(task):
+            self.step = Step(task, {}, {})
+
+    def give_up(self) -> None:
+        """It is refused at the last moment: what was made ready goes."""
+        if self.crew is not None:
+            self.crew.close()
+
+
+class Applied:
+    """A change at its position: what to commit, and the chain that runs once it is committed."""
+
+    def __init__(self, found: Preparation, chain: Chain, store: Store) -> None:
+        change = found.change
+        assert change is not None
+        self.change = change
+        self._preparation = found
+        self._chain = chain
+        before, position, now = chain.links, store.progress.position, store.progress.now
+        self.put_aside = dict(chain.put_aside)
+        if change.kind in ("add", "remove", "drop"):
+            _bring_back(self.put_aside, change, store)
+        left = self.put_aside.get(change.task)
+        self._left = (
+            Aside({}, {}, {}, {})
+            if left is None
+            else Aside(dict(left.declared), left.ttl_s, dict(left.cells), dict(left.values))
+        )
+        self.links = changed(before, self.put_aside, change, position, now)
+        self.deltas: dict[Any, Any] = {}
+        self._given_up: list[Any] = []
+        self._new: dict[Any, dict[Any, Any]] = {}
+        old = {link.name: link for link in before}
+        for link in self.links:
+            if link is not old.get(link.name):
+                self._compare_tables(link, old.get(link.name))
+                self._compare_values(link, old.get(link.name))
+        if change.kind == "drop" and change.task not in old:
+            still = self.put_aside.get(change.task)
+            kept = {} if still is None else still.declared
+            self._given_up += [(change.task, name) for name in self._left.declared if name not in kept]
+        self.new = NewChain(
+            [_described(link) for link in self.links], self._aside(store), self._given_up, self._new
+        )
+
+    def _compare_tables(self, link: Link, old: Link | None) -> None:
+        """What the store has to do for a task's tables; afterwards the link holds the dicts that the store keeps."""
+        declared, was = _declared(link), _declared(old)
+        for name in type(link.task)._shape.tables:
+            cells, full = link.cells[name], (link.name, name)
+            same = was.get(name) == declared[name]
+            base = (
+                old.cells[name] if old is not None and same else None if old else self._left.cells.get(name)
+            )
+            if base is None or (cells is not base and not cells):
+                if name in was:
+                    self._given_up.append(full)
+                base = self._new[full] = {}
+            elif old is None:
+                self._new[full] = base
+            if cells is not base:
+                self.deltas[full] = _difference(base, cells)
+                link.cells[name] = base
+        self._given_up += [(link.name, name) for name in was if name not in declared]
+
+    def _compare_values(self, link: Link, old: Link | None) -> None:
+        declared, was = _declared(link), _declared(old)
+        for name in type(link.task)._shape.values:
+            rest, full = link.values.get(name), (link.name, name)
+            if old is not None and was.get(name) == declared[name]:
+                if rest != old.values.get(name):
+                    self.deltas[full] = Delta(
+                        {} if rest is None else {None: rest}, {None} if rest is None else set()
+                    )
+                continue
+            if name in was:
+                self._given_up.append(full)
+            self._new[full] = {} if rest is None else {None: rest}
+            if old is not None or name not in self._left.values:
+                self.deltas[full] = Delta({} if rest is None else {None: rest}, set())
+
+    def _aside(self, store: Store) -> dict[str, Any]:
+        """What tasks that left have put aside, as the store keeps it."""
+        found: dict[str, Any] = dict(store.meta("aside") or {})
+        left = self.put_aside.get(self.change.task)
+        if left is not None:
+            found[self.change.task] = {"state": left.declared, "ttl_s": left.ttl_s}
+        elif self.change.kind in ("add", "drop"):
+            found.pop(self.change.task, None)
+        return found
+
+    def told(self) -> dict[str, Any]:
+        """What the record holds beside who gave the command, when and why: enough to do the same again."""
+        change = self.change
+        found: dict[str, Any] = {"task": change.task}
+        if change.to is not None:
+            described = describe(change.to)
+            found["to"] = {
+                name: described[name] for name in ("class", "module", "code", "settings", "options")
+            }
+        more = (("before", change.before), ("fresh", change.fresh), ("state", change.state))
+        return found | {name: value for name, value in more if value}
+
+    def take_effect(self) -> None:
+        """It is committed: from the next event on the chain is this one."""
+        chain, found = self._chain, self._preparation
+        stages = self._stages()
+        if found.crew is not None:
+            old, chain.crew = chain.crew, found.crew
+            if old is not None:
+                threading.Thread(target=old.close, name="secondpass-crew", daemon=True).start()
+        chain.put_aside = self.put_aside
+        chain.set_stages(stages)
+
+    def _stages(self) -> list[Stage]:
+        """The chain that runs from here on."""
+        chain, found, before = self._chain, self._preparation, {s.name: s for s in self._chain.stages}
+        stages: list[Stage] = []
+        for link in self.links:
+            old = before.get(link.name)
+            same = old is not None and old.given is link.task
+            if (
+                old is not None
+                and same
+                and all(link.cells[n] is old.tables[n] for n in old.tables)
+                and link.values is old.values
+            ):
+                old.stopped = link.stopped
+                stages.append(old)
+                continue
+            step = found.step if found.change is not None and link.task is found.change.to else None
+            elsewhere = step is None and (
+                link.stopped or (chain.crew is not None and never_inline(link.task))
+            )
+            stage = Stage(
+                link.task,
+                link.cells,
+                link.values,
+                elsewhere=elsewhere,
+                stopped=link.stopped,
+                step=step or (old._step if same and old is not None else None),
+            )
+            if old is not None:
+                stage.busy_s, stage.number = old.busy_s, old.number
+                stage.verdicts = old.verdicts
+                if same:
+                    stage.recent = old.recent
+            stages.append(stage)
+        if found.crew is not None:
+            # The workers of the new crew know the tasks in this order.
+            others = [s for s in stages if found.change is not None and s.given is not found.change.to]
+            for number, stage in enumerate([*others, *(s for s in stages if s not in others)]):
+                stage.number = number
+        return stages
+
+
+def _difference(before: dict[Any, Any], after: dict[Any, Any]) -> Delta:
+    changed_ = {k: entry for k, entry in after.items() if before.get(k, MISSING) != entry}
+    return Delta(changed_, {k for k in before if k not in after})
+
+
+def _declared(link: Link | None) -> dict[str, Any]:
+    return {} if link is None else type(link.task)._shape.state()
+
+
+def _described(link: Link) -> dict[str, Any]:
+    found = describe(link.task)
+    return {**found, "stopped": True} if link.stopped else found
+
+
+def _bring_back(put_aside: dict[str, Aside], change: Change, store: Store) -> None:
+    """Have at hand what a task put aside, also in an earlier run; its cells where it comes back."""
+    here = put_aside.get(change.task, Aside({}, {}, {}, {}))
+    asides: dict[str, dict[str, Any]] = store.meta("aside") or {}
+    known = asides.get(change.task, {"state": {}, "ttl_s": {}})
+    left = Aside(
+        {**known["state"], **here.declared},
+        {**known["ttl_s"], **here.ttl_s},
+        dict(here.cells),
+        dict(here.values),
+    )
+    if not left.declared:
+        return
+    put_aside[change.task] = left
+    if change.kind != "add":
+        return
+    task: Task[Any] = change.to
+    shape = type(task)._shape
+    declared = shape.state()
+    missing = [
+        n
+        for n in left.declared
+        if n not in left.cells and n not in left.values and declared.get(n) == left.declared[n]
+    ]
+    codecs = {n: codec for n, codec in codecs_of((task,)).items() if n[1] in missing}
+    try:
+        loaded = store.load_more(codecs)
+    except Unreadable as error:
+        raise ChangeRefused(
+            f"what {change.task} put aside cannot be read: {error.why}; drop it first"
+        ) from error
+    for (_, name), cells in loaded.items():
+        if name not in shape.values:
+            left.cells[name] = cells
+        elif None in cells:
+            left.values[name] = cells[None]
+
+
+__all__ = ["TO_CHAIN", "Applied", "Preparation"]
