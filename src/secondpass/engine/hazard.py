@@ -1,12 +1,14 @@
 """What is known of the last run's end: which epoch ran in the hub when its process died, and whether that was its own doing.
 
-    running     which records are in the hands of tasks in this process, and how often it ended with the same in hand
+    running     which records are in the hands of tasks in this process, how often it ended with the same in hand, and
+                how often the kernel had killed for want of memory when it began
     crash       the stack that a fatal signal left (faulthandler)
 
 Two small files beside the store. `running` is mapped into memory, so that a note costs nothing and outlives the
 process; it need not outlive the machine. After a crash the next run keeps the tasks out of its own process until those
 records are done: it finds the event that is to blame, and does not crash again. A kill from outside says nothing about
-an event; but whoever dies twice with the same records in hand is taken to have died of them.
+an event, unless the kernel has killed for want of memory meanwhile; but whoever dies twice with the same records in
+hand is taken to have died of them. To be wrong costs little: those records run on workers once.
 """
 
 from __future__ import annotations
@@ -21,10 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from secondpass.engine.oom import boot, kills_for_memory
+
 RUNNING, CRASH = "running", "crash"
-_NOTE = struct.Struct(
-    "<qqqqq"
-)  # active, first position, records, times ended with them in hand, exit code + 1
+_NOTE = struct.Struct("<qqqqq")
+"""Active, first position, records, times ended with them in hand, exit code + 1."""
+_MACHINE = struct.Struct("<16sq")
+"""Which start of the machine, and how often it had killed for want of memory when the run began."""
+_SIZE = _NOTE.size + _MACHINE.size
 STRIKES = 2
 
 
@@ -36,20 +42,27 @@ class Hazard:
         self.stack = self._crash.read_text(errors="replace") if self._crash.exists() else ""
         path = directory / RUNNING
         with path.open("ab") as file:
-            file.truncate(_NOTE.size)
+            file.truncate(_SIZE)
         with path.open("r+b") as file:
-            self._note = mmap.mmap(file.fileno(), _NOTE.size)
+            self._note = mmap.mmap(file.fileno(), _SIZE)
         active, self.first, self.count, strikes, exit_code = _NOTE.unpack_from(self._note)
         self._strikes = strikes + 1 if active else 0
         self._until = self.first + self.count if active else 0
         self.exit_code = exit_code - 1 if active and exit_code else None
+        self.for_memory = self._kills_seen()
         self.found = bool(active) and (
-            bool(self.stack) or self.exit_code is not None or self._strikes >= STRIKES
+            bool(self.stack) or self.exit_code is not None or self.for_memory or self._strikes >= STRIKES
         )
         """Whether the records at hand ended the process that ran them."""
         self._write(0, exit_code=0)
         self._file: Any = None
         self._undo: list[Callable[[], object]] = []
+
+    def _kills_seen(self) -> bool:
+        """Whether the kernel has killed for want of memory since the last run began; notes the count for the next."""
+        then, now = _MACHINE.unpack_from(self._note, _NOTE.size), (boot(), kills_for_memory())
+        _MACHINE.pack_into(self._note, _NOTE.size, *now)
+        return then[0] == now[0] and then[1] < now[1]
 
     def watch(self) -> None:
         """From now on a crash of this process leaves its stack, and an `os._exit` its code."""
@@ -89,6 +102,8 @@ class Hazard:
             return f"the last run ended itself with exit code {self.exit_code} while it ran {records}"
         if self.stack:
             return f"the last run crashed while it ran {records}:\n{self.stack.rstrip()}"
+        if self.for_memory:
+            return f"the last run was killed, it seems for want of memory, while it ran {records}"
         return f"the last {self._strikes} runs were killed while they ran {records}"
 
     def close(self) -> None:
