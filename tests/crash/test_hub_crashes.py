@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,11 +45,12 @@ def prepare(directory: Path, how: str) -> None:
 
 
 def secondpass(
-    directory: Path, *arguments: str, enter: Callable[[], None] | None = None
+    directory: Path, *arguments: str, enter: Callable[[], None] | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "secondpass", *arguments],
         cwd=directory,
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         timeout=60,
@@ -110,6 +112,20 @@ def check_crashes_once(
     found = letters(directory)
     assert [letter.position for letter in found] == list(POISON)
     assert all(said in letter.error for letter in found)
+
+
+def test_records_that_crashed_the_hub_stay_isolated_when_the_next_runs_are_cut_short(tmp_path: Path) -> None:
+    prepare(tmp_path, "os._exit(3)")
+    command = ("run", "app.py", "--workers", "0", "--limit", "1000")
+    assert secondpass(tmp_path, *command).returncode == 3
+    for point in ("take.before", "take.after", "commit.sync.before"):
+        killed = secondpass(tmp_path, *command, SECONDPASS_KILL_AT=point)
+        assert killed.returncode == -9
+        assert "while it ran records " in killed.stderr
+    assert secondpass(tmp_path, *command).returncode == 0
+    assert [letter.position for letter in letters(tmp_path)] == list(POISON[:2])
+    done = secondpass(tmp_path, "run", "app.py", "--limit", "10")
+    assert "WARNING" not in done.stderr
 
 
 def test_a_poison_event_sent_again_does_not_take_the_hub_down(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def run_app(
     crew: Crew | None = None
     hazard: Hazard | None = None
     try:
-        hazard = None if opened.directory is None else Hazard(opened.directory)
+        if opened.directory is not None:
+            hazard = Hazard(opened.directory, opened.progress.position)
         crew = crew_for(app, opened, workers, hazard)
         chain = start_chain(app, opened, summary, rename or {}, drop, crew)
         outbox.recover(opened, accept=accept_output)
