@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from secondpass.engine.oom import kills_for_memory
+from secondpass.engine.oom import kills_on_machine
 from secondpass.store.database import Store
 from secondpass.store.format import StoredLetter
 
@@ -87,6 +87,7 @@ def test_an_inline_crash_happens_once_and_the_next_run_finds_the_event(
     check_crashes_once(tmp_path, code, said, workers)
 
 
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_hub_that_the_kernel_kills_for_want_of_memory_is_killed_once(
     tmp_path: Path, workers: str, little_memory: Callable[[], None]
@@ -141,28 +142,35 @@ def test_a_poison_event_sent_again_does_not_take_the_hub_down(tmp_path: Path) ->
     assert len(letters(tmp_path)) == len(POISON) + 2
 
 
+@pytest.mark.xdist_group("memory")
 def test_a_run_that_was_killed_once_goes_on_in_its_own_process(tmp_path: Path) -> None:
     prepare(
         tmp_path,
         "n = os.open('once', os.O_CREAT | os.O_RDWR); os.fstat(n).st_size or (os.write(n, b'x'), os.kill(os.getpid(), 9))",
     )
-    before = kills_for_memory()
+    before = kills_on_machine()
     assert secondpass(tmp_path, "run", "app.py").returncode == -9
     done = secondpass(tmp_path, "run", "app.py", "--json")
     assert done.returncode == 0, done.stderr
-    if kills_for_memory() == before:  # another program's end for want of memory is taken for this one's
-        assert json.loads(done.stdout)["workers"] == 0
+    if kills_on_machine() != before:
+        pytest.skip("another program ran out of memory meanwhile, which is taken for this one's end")
+    assert json.loads(done.stdout)["workers"] == 0
     assert outputs(tmp_path) == list(range(EVENTS))
     assert not letters(tmp_path)
 
 
+@pytest.mark.xdist_group("memory")
 def test_an_event_at_which_two_runs_were_killed_is_run_by_a_worker(tmp_path: Path) -> None:
     prepare(
         tmp_path,
         "n = os.open('twice', os.O_CREAT | os.O_RDWR | os.O_APPEND); "
         "os.fstat(n).st_size > 1 or (os.write(n, b'x'), os.kill(os.getpid(), 9))",
     )
-    assert [secondpass(tmp_path, "run", "app.py").returncode for _ in range(2)] == [-9, -9]
+    before = kills_on_machine()
+    codes = [secondpass(tmp_path, "run", "app.py").returncode for _ in range(2)]
+    if kills_on_machine() != before:
+        pytest.skip("another program ran out of memory meanwhile, which is taken for this one's end")
+    assert codes == [-9, -9]
     done = secondpass(tmp_path, "run", "app.py", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["workers"] > 0

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from secondpass.engine.oom import kills_in_group, kills_on_machine
 from secondpass.store.database import Store
 
 APP = """
@@ -30,6 +33,7 @@ class Fatal(Task[Seen]):
 app = App("fatal", source=[Seen(n=n) for n in range(200)], tasks=[Fatal().options(place="workers")],
           sink=JsonLines("out.jsonl"))
 """
+HUNGRY = "bytearray(500_000_000)"
 
 
 def run(directory: Path, enter: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
@@ -56,10 +60,11 @@ def test_an_event_at_which_a_worker_is_always_killed_stops_the_app_in_front_of_i
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 200
 
 
+@pytest.mark.xdist_group("memory")
 def test_an_event_for_which_the_kernel_has_no_memory_is_set_aside(
     tmp_path: Path, little_memory: Callable[[], None]
 ) -> None:
-    (tmp_path / "app.py").write_text(APP.format(at_fifty="bytearray(500_000_000)"))
+    (tmp_path / "app.py").write_text(APP.format(at_fifty=HUNGRY))
     done = run(tmp_path, little_memory)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 199
@@ -70,3 +75,17 @@ def test_an_event_for_which_the_kernel_has_no_memory_is_set_aside(
         store.close()
     assert letter.position == 50
     assert letter.error.endswith("killed by the kernel for want of memory")
+
+
+@pytest.mark.xdist_group("memory")
+def test_a_kill_for_memory_in_another_control_group_is_none_of_this_one(
+    little_memory: Callable[[], None],
+) -> None:
+    here, everywhere = kills_in_group(), kills_on_machine()
+    hungry = f"from secondpass.engine import oom; print(oom.kills_in_group(), flush=True); {HUNGRY}"
+    done = subprocess.run(
+        [sys.executable, "-c", hungry], capture_output=True, text=True, check=False, preexec_fn=little_memory
+    )
+    assert (done.returncode, done.stdout) == (-9, "0\n")
+    assert kills_on_machine() > everywhere
+    assert kills_in_group() == here

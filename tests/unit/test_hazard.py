@@ -18,7 +18,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     found = Machine()
-    monkeypatch.setattr(hazard, "kills_for_memory", lambda: found.kills)
+    monkeypatch.setattr(hazard, "kills_on_machine", lambda: found.kills)
     monkeypatch.setattr(hazard, "boot", lambda: found.boot)
     return found
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from secondpass.engine.oom import boot, kills_for_memory
+from secondpass.engine.oom import boot, kills_on_machine
 
 RUNNING, CRASH = "running", "crash"
 _NOTE = struct.Struct("<qqqqq")
@@ -62,7 +62,7 @@ class Hazard:
 
     def _kills_seen(self) -> bool:
         """Whether the kernel has killed for want of memory since the last run began; notes the count for the next."""
-        then, now = _MACHINE.unpack_from(self._note, _NOTE.size), (boot(), kills_for_memory())
+        then, now = _MACHINE.unpack_from(self._note, _NOTE.size), (boot(), kills_on_machine())
         _MACHINE.pack_into(self._note, _NOTE.size, *now)
         return then[0] == now[0] and then[1] < now[1]
 

@@ -25,7 +25,7 @@ import msgspec
 from secondpass.engine.channel import Channel, Garbled, Message, shared_file, write_whole
 from secondpass.engine.executor import Death, Done, Lost
 from secondpass.engine.nursery import ENDED, FAILED, READY, SIGNAL, START, Desk, command
-from secondpass.engine.oom import kills_for_memory
+from secondpass.engine.oom import kills_in_group
 from secondpass.engine.recipe import Recipe
 from secondpass.errors import SetupFailed
 
@@ -199,7 +199,7 @@ class LocalProcesses:
         self._recipe = recipe
         self._nursery: _Nursery | None = None
         self._killed_early = 0
-        self._kills = kills_for_memory()
+        self._kills = kills_in_group()
         self._slots: dict[int, _Process] = {}
         self._by_key: dict[int, _Process] = {}
         self._keys = 0
@@ -332,7 +332,7 @@ class LocalProcesses:
         with contextlib.suppress(Garbled):
             self._take(process)
         self._forget(process)
-        kills = kills_for_memory()
+        kills = kills_in_group()
         if kills > self._kills and how == _KILLED and process.killed is None:
             how, own = "killed by the kernel for want of memory", True
         self._kills = kills
