@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from secondpass.engine.oom import kills_on_machine
 from secondpass.store.database import Store
 from secondpass.store.format import StoredLetter
 
@@ -41,14 +44,18 @@ def prepare(directory: Path, how: str) -> None:
     (directory / "seen.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def secondpass(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def secondpass(
+    directory: Path, *arguments: str, enter: Callable[[], None] | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "secondpass", *arguments],
         cwd=directory,
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
+        preexec_fn=enter,
     )
 
 
@@ -77,20 +84,49 @@ def test_an_inline_crash_happens_once_and_the_next_run_finds_the_event(
     tmp_path: Path, how: str, code: int, said: str, workers: str
 ) -> None:
     prepare(tmp_path, how)
-    first = secondpass(tmp_path, "run", "app.py", "--workers", workers)
-    assert first.returncode == code
-    second = secondpass(tmp_path, "run", "app.py", "--workers", workers)
-    # The records in hand at the crash are past then; a later poison event may crash the hub once more.
-    runs = 2
-    while second.returncode == code and runs < 5:
-        second = secondpass(tmp_path, "run", "app.py", "--workers", workers)
-        runs += 1
-    assert second.returncode == 0, second.stderr
-    assert outputs(tmp_path) == [n for n in range(EVENTS) if n not in POISON]
-    found = letters(tmp_path)
+    check_crashes_once(tmp_path, code, said, workers)
+
+
+@pytest.mark.xdist_group("memory")
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_hub_that_the_kernel_kills_for_want_of_memory_is_killed_once(
+    tmp_path: Path, workers: str, little_memory: Callable[[], None]
+) -> None:
+    prepare(tmp_path, "bytearray(500_000_000)")
+    check_crashes_once(tmp_path, -9, "killed by the kernel for want of memory", workers, little_memory)
+
+
+def check_crashes_once(
+    directory: Path, code: int, said: str, workers: str, enter: Callable[[], None] | None = None
+) -> None:
+    """Run until all is done: each run that ended so has got further than the one before it."""
+    command, reached = ("run", "app.py", "--workers", workers), list[int]()
+    while (done := secondpass(directory, *command, enter=enter)).returncode == code:
+        store = Store.open_to_read(directory / ".secondpass" / "fatal")
+        reached.append(store.progress.position)
+        store.close()
+        assert len(reached) <= len(POISON)
+    assert reached
+    assert sorted(set(reached)) == reached
+    assert done.returncode == 0, done.stderr
+    assert outputs(directory) == [n for n in range(EVENTS) if n not in POISON]
+    found = letters(directory)
     assert [letter.position for letter in found] == list(POISON)
     assert all(said in letter.error for letter in found)
-    assert runs <= 1 + len(POISON)
+
+
+def test_records_that_crashed_the_hub_stay_isolated_when_the_next_runs_are_cut_short(tmp_path: Path) -> None:
+    prepare(tmp_path, "os._exit(3)")
+    command = ("run", "app.py", "--workers", "0", "--limit", "1000")
+    assert secondpass(tmp_path, *command).returncode == 3
+    for point in ("take.before", "take.after", "commit.sync.before"):
+        killed = secondpass(tmp_path, *command, SECONDPASS_KILL_AT=point)
+        assert killed.returncode == -9
+        assert "while it ran records " in killed.stderr
+    assert secondpass(tmp_path, *command).returncode == 0
+    assert [letter.position for letter in letters(tmp_path)] == list(POISON[:2])
+    done = secondpass(tmp_path, "run", "app.py", "--limit", "10")
+    assert "WARNING" not in done.stderr
 
 
 def test_a_poison_event_sent_again_does_not_take_the_hub_down(tmp_path: Path) -> None:
@@ -106,26 +142,35 @@ def test_a_poison_event_sent_again_does_not_take_the_hub_down(tmp_path: Path) ->
     assert len(letters(tmp_path)) == len(POISON) + 2
 
 
+@pytest.mark.xdist_group("memory")
 def test_a_run_that_was_killed_once_goes_on_in_its_own_process(tmp_path: Path) -> None:
     prepare(
         tmp_path,
         "n = os.open('once', os.O_CREAT | os.O_RDWR); os.fstat(n).st_size or (os.write(n, b'x'), os.kill(os.getpid(), 9))",
     )
+    before = kills_on_machine()
     assert secondpass(tmp_path, "run", "app.py").returncode == -9
     done = secondpass(tmp_path, "run", "app.py", "--json")
     assert done.returncode == 0, done.stderr
+    if kills_on_machine() != before:
+        pytest.skip("another program ran out of memory meanwhile, which is taken for this one's end")
     assert json.loads(done.stdout)["workers"] == 0
     assert outputs(tmp_path) == list(range(EVENTS))
     assert not letters(tmp_path)
 
 
+@pytest.mark.xdist_group("memory")
 def test_an_event_at_which_two_runs_were_killed_is_run_by_a_worker(tmp_path: Path) -> None:
     prepare(
         tmp_path,
         "n = os.open('twice', os.O_CREAT | os.O_RDWR | os.O_APPEND); "
         "os.fstat(n).st_size > 1 or (os.write(n, b'x'), os.kill(os.getpid(), 9))",
     )
-    assert [secondpass(tmp_path, "run", "app.py").returncode for _ in range(2)] == [-9, -9]
+    before = kills_on_machine()
+    codes = [secondpass(tmp_path, "run", "app.py").returncode for _ in range(2)]
+    if kills_on_machine() != before:
+        pytest.skip("another program ran out of memory meanwhile, which is taken for this one's end")
+    assert codes == [-9, -9]
     done = secondpass(tmp_path, "run", "app.py", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["workers"] > 0

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from secondpass.engine.oom import kills_in_group, kills_on_machine
 from secondpass.store.database import Store
 
 APP = """
@@ -34,15 +33,10 @@ class Fatal(Task[Seen]):
 app = App("fatal", source=[Seen(n=n) for n in range(200)], tasks=[Fatal().options(place="workers")],
           sink=JsonLines("out.jsonl"))
 """
-V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-LIMIT = 300 * 1024 * 1024
+HUNGRY = "bytearray(500_000_000)"
 
 
-def run(directory: Path, group: Path | None = None) -> subprocess.CompletedProcess[str]:
-    def enter() -> None:
-        if group is not None:
-            (group / "cgroup.procs").write_text(str(os.getpid()))
-
+def run(directory: Path, enter: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "secondpass", "run", "app.py", "--workers", "2"],
         cwd=directory,
@@ -52,23 +46,6 @@ def run(directory: Path, group: Path | None = None) -> subprocess.CompletedProce
         check=False,
         preexec_fn=enter,
     )
-
-
-@pytest.fixture
-def memory_group() -> Iterator[Path]:
-    """A control group whose processes may use so much memory together."""
-    name = f"secondpass-test-{os.getpid()}"
-    for root, limit in ((V1, "memory.limit_in_bytes"), (V2, "memory.max")):
-        group = root / name
-        with contextlib.suppress(OSError):
-            group.mkdir()
-            try:
-                (group / limit).write_text(str(LIMIT))
-                yield group
-            finally:
-                group.rmdir()
-            return
-    pytest.skip("no control group can be made here")
 
 
 def test_an_event_at_which_a_worker_is_always_killed_stops_the_app_in_front_of_it(tmp_path: Path) -> None:
@@ -83,9 +60,12 @@ def test_an_event_at_which_a_worker_is_always_killed_stops_the_app_in_front_of_i
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 200
 
 
-def test_an_event_for_which_the_kernel_has_no_memory_is_set_aside(tmp_path: Path, memory_group: Path) -> None:
-    (tmp_path / "app.py").write_text(APP.format(at_fifty="bytearray(500_000_000)"))
-    done = run(tmp_path, memory_group)
+@pytest.mark.xdist_group("memory")
+def test_an_event_for_which_the_kernel_has_no_memory_is_set_aside(
+    tmp_path: Path, little_memory: Callable[[], None]
+) -> None:
+    (tmp_path / "app.py").write_text(APP.format(at_fifty=HUNGRY))
+    done = run(tmp_path, little_memory)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 199
     store = Store.open_to_read(tmp_path / ".secondpass" / "fatal")
@@ -95,3 +75,17 @@ def test_an_event_for_which_the_kernel_has_no_memory_is_set_aside(tmp_path: Path
         store.close()
     assert letter.position == 50
     assert letter.error.endswith("killed by the kernel for want of memory")
+
+
+@pytest.mark.xdist_group("memory")
+def test_a_kill_for_memory_in_another_control_group_is_none_of_this_one(
+    little_memory: Callable[[], None],
+) -> None:
+    here, everywhere = kills_in_group(), kills_on_machine()
+    hungry = f"from secondpass.engine import oom; print(oom.kills_in_group(), flush=True); {HUNGRY}"
+    done = subprocess.run(
+        [sys.executable, "-c", hungry], capture_output=True, text=True, check=False, preexec_fn=little_memory
+    )
+    assert (done.returncode, done.stdout) == (-9, "0\n")
+    assert kills_on_machine() > everywhere
+    assert kills_in_group() == here

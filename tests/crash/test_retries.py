@@ -99,8 +99,8 @@ def test_retries_are_done_once_across_kills(case: Case, point: str, rng: random.
 def test_a_running_app_does_a_retry_within_moments_and_once_across_kills(
     case: Case, rng: random.Random
 ) -> None:
-    numbers = [number for number, task in case.letters() if task == "Recent"]
-    for number in numbers[:8]:
+    numbers = [number for number, task in case.letters() if task == "Recent"][:9]
+    for number in numbers[:-1]:
         process = case.start("--follow")
         process.ended(rng.uniform(0, 0.1))
         case.ask(Command("retry", number, {"value": float(number)}))
@@ -109,7 +109,7 @@ def test_a_running_app_does_a_retry_within_moments_and_once_across_kills(
         process.wait()
         case.check_after_kill()
     process = case.start("--follow")
-    case.ask(Command("retry", numbers[8], {"value": 8.5}))
+    case.ask(Command("retry", numbers[-1], {"value": 8.5}))
     until(lambda: Spool(case.store).waiting() == [])
     process.kill(signal.SIGTERM)
     assert process.wait() == 0, case.log()

@@ -222,7 +222,7 @@ class Hub:
             yield
             return
         if placement.isolated:
-            placement.isolated = epoch.first < hazard.first + hazard.count
+            placement.isolated = hazard.covers(epoch.first, retry=epoch.retry is not None)
         if placement.isolated:
             yield
             return

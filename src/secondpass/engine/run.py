@@ -70,7 +70,8 @@ def run_app(
     chain: Chain | None = None
     hazard: Hazard | None = None
     try:
-        hazard = None if opened.directory is None else Hazard(opened.directory)
+        if opened.directory is not None:
+            hazard = Hazard(opened.directory, opened.progress.position)
         live = Live(app, opened, drop)
         app = live.app
         crew = crew_for(app, opened, workers, hazard)

@@ -18,7 +18,6 @@ import socket
 import subprocess
 import time
 from collections import deque
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import msgspec
@@ -26,6 +25,7 @@ import msgspec
 from secondpass.engine.channel import Channel, Garbled, Message, shared_file, write_whole
 from secondpass.engine.executor import Death, Done, Lost
 from secondpass.engine.nursery import ENDED, FAILED, READY, SIGNAL, START, Desk, command
+from secondpass.engine.oom import kills_in_group
 from secondpass.engine.recipe import Recipe
 from secondpass.errors import SetupFailed
 
@@ -199,7 +199,7 @@ class LocalProcesses:
         self._recipe = recipe
         self._nursery: _Nursery | None = None
         self._killed_early = 0
-        self._kills = _kills_for_memory()
+        self._kills = kills_in_group()
         self._slots: dict[int, _Process] = {}
         self._by_key: dict[int, _Process] = {}
         self._keys = 0
@@ -332,7 +332,7 @@ class LocalProcesses:
         with contextlib.suppress(Garbled):
             self._take(process)
         self._forget(process)
-        kills = _kills_for_memory()
+        kills = kills_in_group()
         if kills > self._kills and how == _KILLED and process.killed is None:
             how, own = "killed by the kernel for want of memory", True
         self._kills = kills
@@ -483,17 +483,6 @@ class LocalProcesses:
             self._hear(nursery)
             if self._nursery is nursery:
                 self._nursery_ended(nursery)
-
-
-def _kills_for_memory() -> int:
-    """How many processes the kernel has killed since it started, on the whole machine, where memory ran out.
-
-    To be killed that way is the only SIGKILL that tells something about an event, and the signal does not say it.
-    """
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/vmstat").read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("oom_kill ")))
-    return 0
 
 
 def _how(code: int | None) -> tuple[str, bool]:
