@@ -62,6 +62,8 @@ class Result:
     state: dict[str, dict[str, Any]]
     tallies: dict[str, Tally]
     now: float
+    tasks: list[Task[Any]] = field(default_factory=list[Task[Any]])
+    """The chain at the end."""
     stopped: TaskError | None = None
 
     @property
@@ -185,4 +187,4 @@ def run(
             return before
 
     state = {link.name: plain_state(link.task, link.cells, link.values, now) for link in chain}
-    return Result(streams, dead_letters, state, tallies, now)
+    return Result(streams, dead_letters, state, tallies, now, [link.task for link in chain])

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import crash_app
 import msgspec
@@ -34,12 +34,14 @@ import psutil
 
 from secondpass import reference
 from secondpass.engine.compare import codecs_of
+from secondpass.engine.live import recorded_change
 from secondpass.engine.outbox import decode_event_plain, type_name
 from secondpass.record import INTAKE, DeadLetter, Refused, Retry
 from secondpass.reference import Tally
 from secondpass.state import live_cells
 from secondpass.store.database import Store
 from secondpass.store.spool import Command, Spool
+from secondpass.task import Task
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent / "src" / "secondpass"
@@ -380,6 +382,15 @@ def _has_schema(directory: Path) -> bool:
         db.close()
 
 
+class Asked(NamedTuple):
+    """A command that was done at a place in the log."""
+
+    at: int
+    name: str
+    command: Command
+    details: dict[str, Any]
+
+
 class _Check:
     def __init__(self, case: Case, store: Store) -> None:
         self.case = case
@@ -394,11 +405,11 @@ class _Check:
         case, progress = self.case, self.store.progress
         data = (case.directory / "in.jsonl").read_bytes()
         records, ends = records_of(data)
-        retries = self._retries()
-        log = self._log(records, retries, progress.position)
-        wanted = self._meaning(log, retries)
+        asked = self._asked()
+        log = self._log(records, asked, progress.position)
+        wanted = self._meaning(log, asked)
         self.expect("records read", len(log), progress.position)
-        taken = progress.position - len(retries)
+        taken = progress.position - len(asked)
         if complete:
             self.expect("records taken of the input", taken, len(records))
             self.expect("commands done", {d["command"] for _, d in self._commands()}, set(case.wants))
@@ -419,7 +430,7 @@ class _Check:
                 {n: asdict(t) for n, t in wanted.tallies.items()},
             )
         if state:
-            self.expect("state", self._state(progress.now), wanted.state)
+            self.expect("state", self._state(wanted.tasks, progress.now), wanted.state)
         if self.wrong:
             raise Mismatch(
                 f"at position {progress.position} of {case.directory}:\n  "
@@ -433,10 +444,11 @@ class _Check:
         return [
             (k, {**d, "position": p})
             for p, k, d in self.store.history()
-            if k in ("retry", "drop", "left out")
+            if k in ("retry", "drop", "command", "left out")
         ]
 
-    def _retries(self) -> list[tuple[int, tuple[str, Command]]]:
+    def _asked(self) -> list[Asked]:
+        """The commands that have a place in the log."""
         done = self._commands()
         names = [details["command"] for _, details in done]
         self.expect("commands done once", sorted(names), sorted(set(names)))
@@ -444,27 +456,31 @@ class _Check:
         if unknown:
             raise Mismatch(f"the history has commands that nobody gave: {unknown}")
         return [
-            (d["position"], (d["command"], self.case.wants[d["command"]])) for k, d in done if k == "retry"
+            Asked(d["position"], d["command"], self.case.wants[d["command"]], d)
+            for k, d in done
+            if k in ("retry", "command")
         ]
 
-    def _log(
-        self, records: list[Any], retries: list[tuple[int, tuple[str, Command]]], position: int
-    ) -> list[Any]:
-        """The log up to a position: the input with the retries in the places where history has them."""
+    def _log(self, records: list[Any], asked: list[Asked], position: int) -> list[Any]:
+        """The log up to a position: the input with the commands in the places where history has them."""
         log: list[Any] = []
         rest = iter(records)
-        for at, (_, command) in retries:
-            while len(log) < at:
+        for found in asked:
+            while len(log) < found.at:
                 log.append(next(rest))
-            before = [r for r in retries if r[0] < at]
-            log.append(_retry(command, self._meaning(log, before).dead_letters[command.letter]))
+            if found.command.kind != "retry":
+                log.append(recorded_change(found.details))
+                continue
+            before = [a for a in asked if a.at < found.at]
+            letter = self._meaning(log, before).dead_letters[found.command.letter]
+            log.append(_retry(found.command, letter))
         while len(log) < position:
             log.append(next(rest))
         return log
 
-    def _meaning(self, log: list[Any], retries: list[tuple[int, tuple[str, Command]]]) -> reference.Result:
+    def _meaning(self, log: list[Any], asked: list[Asked]) -> reference.Result:
         """What the plain loop makes of a log; kept, since an input only grows and many kills meet the same log."""
-        key = (len(log), tuple((at, name) for at, (name, _) in retries if at < len(log)))
+        key = (len(log), tuple((found.at, found.name) for found in asked if found.at < len(log)))
         if key not in self.case._states:
             self.case._states[key] = reference.run(TASKS, log)
         return self.case._states[key]
@@ -511,10 +527,10 @@ class _Check:
             want = "sent" if number in sent else "dropped" if number in dropped else "open"
             self.expect(f"status of dead letter {number}", status, want)
 
-    def _state(self, now: float) -> dict[str, dict[str, Any]]:
-        cells = self.store.load(codecs_of(TASKS))
+    def _state(self, tasks: list[Task[Any]], now: float) -> dict[str, dict[str, Any]]:
+        cells = self.store.load(codecs_of(tuple(tasks)))
         found: dict[str, dict[str, Any]] = {}
-        for task in TASKS:
+        for task in tasks:
             shape = type(task)._shape
             mine: dict[str, Any] = {
                 n: live_cells(s, cells[task.name, n], s.ttl_of(task), now) for n, s in shape.tables.items()
@@ -569,3 +585,22 @@ def until(true: Callable[[], bool], timeout_s: float = 30.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("it has not happened")
         time.sleep(0.002)
+
+
+def chain_commands() -> list[Command]:
+    """Commands of every kind to the chain of the crash app, in an order in which most of them can be done."""
+    return [
+        Command("stop", task="Split"),
+        Command("set", task="Suppress", settings={"window_s": 5.0}),
+        Command("start", task="Split"),
+        Command("add", task="Again", cls="crash_app:Suppress", settings={"window_s": 1.0}, before="Recent"),
+        Command("replace", task="Recent", cls="crash_app:Recent", trial=0),
+        Command("drop-state", task="Score", state="total"),
+        Command("stop", task="Again"),
+        Command("start", task="Again", fresh=True),
+        Command("pause"),
+        Command("resume"),
+        Command("remove", task="Again"),
+        Command("set", task="Suppress", settings={"window_s": 20.0}),
+        Command("stop", task="Nobody"),
+    ]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import MALFORMED, Case, Mismatch, Server, Standing, lines, points
+from harness import MALFORMED, Case, Mismatch, Server, Standing, chain_commands, lines, points
 
 from secondpass.errors import StoreDamaged
 from secondpass.store.spool import Command
@@ -52,6 +52,8 @@ def later(server: Server, tmp_path_factory: pytest.TempPathFactory, seed: int) -
     case.ask(Command("retry", first["Split"]))
     case.ask(Command("retry", first[MALFORMED], {"n": 9002, "cid": 2, "time": 6.0, "value": 4.0}))
     case.ask(Command("retry", 10_000))
+    for command in chain_commands():
+        case.ask(command)
     return case
 
 

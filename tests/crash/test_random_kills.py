@@ -24,6 +24,7 @@ from harness import (
     Process,
     Server,
     Standing,
+    chain_commands,
     gone,
     kill_a_worker,
     lines,
@@ -48,6 +49,7 @@ class Drawn:
         self.records = rng.randint(200, 2500)
         self.epoch_records = rng.choice((1, 7, 50, 300))
         self.commands = rng.randint(0, 3)
+        self.of_chain = [c for c in chain_commands() if c.kind != "pause"]
         # Most of the time until a run ends; at times so little that even recovery is cut off.
         self.delay_s = rng.choice((0.03, 0.15, 0.3))
         self.spec = rng.choice((ON_WORKERS, ON_WORKERS, MIXED))
@@ -86,6 +88,10 @@ def ask_something(case: Case, rng: random.Random, drawn: Drawn) -> None:
     if not found:
         return
     drawn.commands -= 1
+    if rng.random() < 0.5:
+        for command in rng.sample(drawn.of_chain, rng.randint(1, 3)):
+            case.ask(command)
+        return
     number, task = rng.choice(found)
     event = (
         rng.choice(({"value": 50.0}, None))

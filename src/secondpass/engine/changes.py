@@ -162,7 +162,7 @@ class Preparation:
                 raise ChangeRefused(f"{error}") from error
             if self.crew is not None and chain.crew.started:
                 self.crew.warm_up()
-        if self.command.kind == "replace":
+        if self.command.kind == "replace" and self.command.trial != 0:
             recent = self._recent.get(task.name, [])
             count = len(recent) if self.command.trial is None else self.command.trial
             trial = Trial(self.app, self._old(task.name), task, self._store.directory)
@@ -319,7 +319,7 @@ class Applied:
             # The workers of the new crew know the tasks in this order.
             others = [s for s in stages if found.change is not None and s.given is not found.change.to]
             for number, stage in enumerate([*others, *(s for s in stages if s not in others)]):
-                stage.number = number
+                stage.number, stage.home = number, None
         return stages
 
 

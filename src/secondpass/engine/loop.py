@@ -67,6 +67,8 @@ class Hub:
         self._tallies = {
             name: msgspec.convert(tally, Tally) for name, tally in store.progress.tallies.items()
         }
+        for stage in chain.stages:
+            self._tallies.setdefault(stage.name, Tally())
 
     def run(self) -> None:
         """Run until the input ends or somebody asks to stop."""
@@ -116,13 +118,13 @@ class Hub:
             self._record_command({}, refusal)
             return True
         position = self.store.progress.position
+        for link in applied.links:
+            self._tallies.setdefault(link.name, Tally())
+            self.summary.tasks.setdefault(link.name, Tally())
         details = {**found.details, **applied.told()}
         self._record_command(details, None, applied)
         applied.take_effect()
         self.commands.app = found.app
-        for stage in self.chain.stages:
-            self._tallies.setdefault(stage.name, Tally())
-            self.summary.tasks.setdefault(stage.name, Tally())
         self.summary.changes.append(f"position {position}: {applied.change.kind} {applied.change.task}")
         self.held_s = max(self.held_s, time.perf_counter() - began)
         return True
@@ -155,6 +157,7 @@ class Hub:
         progress = msgspec.structs.replace(
             before,
             position=before.position + (refusal is None),
+            tallies=dict(self._tallies),
             numbers=dict(before.numbers),
             totals=dict(before.totals),
             kept_from=dict(before.kept_from),
