@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from secondpass.control import Control
     from secondpass.engine.summary import Summary
+    from secondpass.timetable import Timetable
 
 WORKERS_MAX = 1024
 MAIN = "main"
@@ -40,7 +41,8 @@ class App:
 
     `source` (or several `sources`) is a connector or any iterable; `sink` a connector or any callable, for
     what the chain passes; `sinks` names those of the tasks' named outputs. `workers` is the number of processes
-    that may run tasks beside this one (default: the cores that this process may use; 0: none). Raises
+    that may run tasks beside this one (default: the cores that this process may use; 0: none). `timetables` start and
+    stop tasks by the clock. Raises
     `DefinitionError` for what cannot work, before anything runs.
     """
 
@@ -54,6 +56,7 @@ class App:
         sink: Any = None,
         sinks: Mapping[str, Any] | None = None,
         workers: int | None = None,
+        timetables: Sequence[Timetable] = (),
     ) -> None:
         if not name or name[0] in "_.-" or not _NAME_LETTERS.issuperset(name):
             raise DefinitionError(
@@ -74,6 +77,8 @@ class App:
         self.sinks.update(sinks or {})
         self._check_sinks()
         self.workers = checked_workers(workers)
+        self.timetables = tuple(timetables)
+        self._check_timetables()
         self.spec: str | None = None
         """What `load` was asked for."""
         self.file: Path | None = None
@@ -149,6 +154,16 @@ class App:
                 raise DefinitionError(
                     f"{task.name}: an output cannot be called {MAIN!r}; choose another name"
                 )
+
+    def _check_timetables(self) -> None:
+        names = [task.name for task in self.tasks]
+        for i, table in enumerate(self.timetables):
+            if table.task not in names:
+                raise DefinitionError(
+                    f"{table!r}: the chain has no such task; it has: {', '.join(names) or 'none'}"
+                )
+            if table.name in [other.name for other in self.timetables[:i]]:
+                raise DefinitionError(f"two timetables are called {table.name!r}; give one another name")
 
     def __repr__(self) -> str:
         chain = " -> ".join(t.name for t in self.tasks) or "(no tasks)"

@@ -20,7 +20,7 @@ PACKAGE = "secondpass"
 FLOORS: list[tuple[str, ...]] = [
     ("errors", "failpoints"),
     ("codec", "event", "state", "task", "tasklog", "record", "step", "change"),
-    ("app", "loading", "reference"),
+    ("timetable", "app", "loading", "reference"),
     ("connectors", "connectors.*", "store", "store.*"),
     ("engine", "engine.*"),
     ("secondpass", "control", "testing", "tasks", "tasks.*", "demo", "demo.*"),

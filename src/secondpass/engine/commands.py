@@ -130,6 +130,8 @@ class Commands:
         command = found.command
         if found.answer is None:
             progress.commands = [*progress.commands, found.name][-KEPT:]
+        if command.timetable:
+            progress.timetables = {**progress.timetables, command.timetable: command.due}
         told = {
             "command": found.name,
             "asked": command.kind,
@@ -137,6 +139,8 @@ class Commands:
             "by": command.by,
             "at": command.at,
         }
+        if refusal is not None and command.timetable and refusal.endswith("already"):
+            return "timetable", {**told, "reason": f"{command.reason}; {refusal}"}
         if refusal is not None:
             return "left out", {**told, "reason": refusal}
         return "command", {**told, "reason": command.reason, **details}

@@ -26,6 +26,7 @@ from secondpass.engine.intake import Intake
 from secondpass.engine.outbox import Outbox, encode_event
 from secondpass.engine.pacer import Pacer
 from secondpass.engine.summary import Summary, merge_tally
+from secondpass.engine.timetables import Timetables
 from secondpass.errors import ChangeRefused, TaskError
 from secondpass.failpoints import failpoint
 from secondpass.record import DeadLetter
@@ -33,6 +34,7 @@ from secondpass.reference import Tally, stop_error
 from secondpass.store.database import Store
 from secondpass.store.format import StoredLetter
 from secondpass.store.spool import Command
+from secondpass.timetable import Timetable
 
 _IDLE_MIN_S, _IDLE_MAX_S, _AWAKE_S = 0.001, 0.05, 2.0
 _RAW_MAX = 64 * 1024
@@ -49,6 +51,7 @@ class Hub:
         outbox: Outbox,
         summary: Summary,
         commands: Commands,
+        timetables: tuple[Timetable, ...] = (),
     ) -> None:
         self.intake = intake
         self.chain = chain
@@ -57,6 +60,7 @@ class Hub:
         self.summary = summary
         self.pacer = Pacer()
         self.commands = commands
+        self.timetables = Timetables(timetables, commands)
         self.hazard: Hazard | None = None
         self.held_s = 0.0
         """The longest that a command has held up the stream."""
@@ -101,6 +105,7 @@ class Hub:
         """Do the oldest command to the chain or the app, if there is one and it is ready; whether there was."""
         if self.chain.judged(self.store.progress.position):
             return False
+        self.timetables.look(self.store.progress.timetables)
         found = self.commands.next_change(wait=wait)
         if found is None:
             return False
@@ -164,7 +169,7 @@ class Hub:
             paused=before.paused if paused is None else paused,
         )
         entry = self.commands.settle_change(progress, details, refusal)
-        if refusal is not None:
+        if refusal is not None and entry[0] == "left out":
             logging.getLogger("secondpass").warning("a command is left out: %s", refusal)
         deltas, new = ({}, None) if applied is None else (applied.deltas, applied.new)
         self.store.commit(progress, deltas, [], [], [entry], chain=new)

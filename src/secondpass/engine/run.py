@@ -84,7 +84,7 @@ def run_app(
             return crew_for(changed, opened, workers, None)
 
         commands = Commands(opened, intake, chain, app, make_crew)
-        hub = Hub(intake, chain, opened, outbox, summary, commands)
+        hub = Hub(intake, chain, opened, outbox, summary, commands, app.timetables)
         hub.limit = limit
         if hazard is not None:
             hub.hazard = hazard

@@ -100,6 +100,8 @@ class Progress(msgspec.Struct):
     """By task: where it ran, and what that cost."""
     commands: list[str] = []
     """Commands from the spool that are done, until their files are removed."""
+    timetables: dict[str, float] = {}
+    """By timetable: when its last switch that was done was due."""
     paused: bool = False
     """Whether the app takes no records until somebody resumes it."""
 

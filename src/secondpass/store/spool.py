@@ -50,6 +50,9 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
     before: str | None = None
     fresh: bool = False
     state: str | None = None
+    timetable: str = ""
+    """The timetable that gave it, for its switch that was `due` then."""
+    due: float = 0.0
     trial: int | None = None
     """On so many of the last events other code is tried first; None: as many as there are at hand."""
 
