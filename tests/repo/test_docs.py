@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,19 @@ def test_a_failure_names_page_and_line(page, text: str, said: str) -> None:
     assert done.stderr.startswith(said)
 
 
+def ended(pid: int, within_s: float) -> bool:
+    """Whether a process is gone, or only waits for its parent to notice, before so long."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def test_a_command_in_the_background_ends_with_the_page(page, tmp_path: Path) -> None:
     done = page(f"""
         ```console
@@ -195,5 +209,4 @@ def test_a_command_in_the_background_ends_with_the_page(page, tmp_path: Path) ->
         """)
     assert (done.returncode, done.stderr) == (0, "")
     pid = int((tmp_path / "pid").read_text())
-    state = Path(f"/proc/{pid}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert ended(pid, within_s=10.0)  # it was killed: a busy machine may take a moment to end it
