@@ -69,23 +69,17 @@ class Suppress(Task[Detection]):
         return event if last is None or at - last >= self.window_s else None
 
 
-class HeavySuppress(Task[Detection]):
+class HeavySuppress(Suppress):
     """The same with work, and with the keys that let events far from each other run at once."""
 
     spins: int
-    window_s: float = WINDOW_S
-    last_seen = table(int, float)
 
     def keys(self, event: Detection) -> tuple[int, ...]:
         return (event.cid - 1, event.cid, event.cid + 1)
 
     def handle(self, event: Detection) -> Detection | None:
         burn(self.spins)
-        at = event.time
-        last = self.last_seen.get(event.cid)
-        for cid in (event.cid - 1, event.cid, event.cid + 1):
-            self.last_seen[cid] = at
-        return event if last is None or at - last >= self.window_s else None
+        return super().handle(event)
 
 
 class HeavyOneKey(Task[Detection]):

@@ -1,20 +1,16 @@
 """What the crash tests share: the modules beside this file, and a fork server per test process."""
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
-V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-LITTLE = 300 << 20
 sys.path.insert(0, str(HERE))
 
-from harness import Case, Server  # noqa: E402 - found through the line above
+from harness import Case, Server, memory_group  # noqa: E402 - found through the line above
 
 
 @pytest.fixture(scope="session")
@@ -31,25 +27,13 @@ def new_case(server: Server, tmp_path: Path) -> Callable[[list[bytes]], Case]:
     return lambda lines: Case.make(tmp_path / f"case-{next(made)}", server, lines)
 
 
-def _enter(group: Path) -> None:
-    (group / "cgroup.procs").write_text(str(os.getpid()))
-
-
 @pytest.fixture
 def little_memory() -> Iterator[Callable[[], None]]:
     """Puts the process that calls it, and its children, where there are 300 MiB for all of them together."""
-    name = f"secondpass-test-{os.getpid()}"
-    for root, limit in ((V1, "memory.limit_in_bytes"), (V2, "memory.max")):
-        group = root / name
-        with contextlib.suppress(OSError):
-            group.mkdir()
-            try:
-                (group / limit).write_text(str(LITTLE))
-                yield partial(_enter, group)
-            finally:
-                group.rmdir()
-            return
-    pytest.skip("no control group can be made here")
+    with memory_group(300 << 20) as enter:
+        if enter is None:
+            pytest.skip("no control group can be made here")
+        yield enter
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

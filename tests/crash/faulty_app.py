@@ -1,8 +1,9 @@
 """Apps whose tasks do their worker harm where an event says so; in a process without FAULTY set they do none.
 
 The tests copy this file beside its input. `fault` holds words, done in turn; `once:` before one lets it happen to the
-first process that meets the event and to no other. What a fault changes of the *answer* (an error, a value that cannot
-be encoded) happens everywhere, so that the plain loop in the tests' own process says what must come out.
+first process that meets the event and to no other, `@Batch` behind it in that task only. What a fault changes of the
+*answer* (an error, a value that cannot be encoded) happens everywhere, so that the plain loop in the tests' own
+process says what must come out.
 """
 
 import ctypes
@@ -19,6 +20,7 @@ from secondpass import ALL, App, Event, Task, output, table, value
 from secondpass.connectors import JsonLines
 
 HARMFUL = bool(os.environ.get("FAULTY"))
+NOTING = os.environ.get("FAULTY") != "quietly"
 LIMIT_S = 0.3
 MEMORY_BYTES = 160 << 20
 _hoard: list[bytearray] = []
@@ -93,11 +95,14 @@ class Unpicklable(Exception):
         self.lock = threading.Lock()
 
 
-def harm(event: Item) -> None:
+def harm(event: Item, task: str = "") -> None:
     """Do what the event says."""
-    if HARMFUL:
+    if HARMFUL and NOTING:
         note(f"calls-{event.n}")
     for word in event.fault.split():
+        word, _, place = word.partition("@")
+        if place and place != task:
+            continue
         once, _, what = word.rpartition(":")
         if what == "unpicklable":
             raise Unpicklable(event.n, "an error with a lock")
@@ -142,6 +147,11 @@ def exhaust(n: int) -> None:
     _hoard.append(bytearray(1 << 40))
 
 
+def hog(n: int) -> None:
+    """Use more memory than the kernel has for us; where no limit is set, it has."""
+    bytearray(1 << 30)
+
+
 def print_much(n: int) -> None:
     for _ in range(100):
         sys.stdout.write("x" * (1 << 20))
@@ -153,6 +163,7 @@ _DO: dict[str, Callable[[int], object]] = {
     "abort": lambda n: os.abort(),
     "loop": loop,
     "memory": exhaust,
+    "hog": hog,
     "print": print_much,
     "slow": slow,
     "odd": lambda n: None,
@@ -181,11 +192,11 @@ class Keyed(Task[Item]):
         recent = self.recent[event.cid]
         recent.append(event.n)
         del recent[:-4]
-        harm(event)
+        harm(event, "Keyed")
         self.count("handled")
         if event.n % 5 == 0:
             self.notes.emit(Note(n=event.n, time=self.now, total=self.counts[event.cid]))
-        return None if self.counts[event.cid] % 7 == 0 else event
+        return None if self.counts[event.cid] % 7 == 0 and not event.fault else event
 
 
 class Barrier(Keyed):
@@ -213,8 +224,11 @@ class Stateless(Task[Item]):
 class Batch(Task[Item]):
     def handle_batch(self, events: list[Item]) -> list[Item | None]:
         for event in events:
-            harm(event)
-        return [None if event.n % 11 == 0 else event.replace(cid=event.cid + 100) for event in events]
+            harm(event, "Batch")
+        return [
+            None if event.n % 11 == 0 and not event.fault else event.replace(cid=event.cid + 100)
+            for event in events
+        ]
 
 
 class Serial(Task[Item]):
@@ -226,7 +240,7 @@ class Serial(Task[Item]):
     def handle(self, event: Item) -> Item:
         self.total += event.n
         self.by_cid[event.cid] += self.total
-        harm(event)
+        harm(event, "Serial")
         return event.replace(cid=self.by_cid[event.cid] % 1000)
 
 
@@ -330,6 +344,8 @@ class First(Task[Item]):
 
     def handle(self, event: Item) -> Item:
         self.seen[event.cid] += 1
+        if event.fault.endswith("@First"):
+            harm(event, "First")
         return event
 
 
@@ -389,6 +405,12 @@ everything = made(
     Keyed().options(place="workers"),
     Batch().options(place="workers"),
     Serial().options(place="workers"),
+    notes=True,
+)
+soaked = made(
+    "soaked",
+    First(),
+    *(task.options(place="workers", limit_s=1.0) for task in (Keyed(), Batch(), Serial())),
     notes=True,
 )
 unready = {

@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -236,6 +236,34 @@ def kill_a_worker(hub: int, rng: random.Random) -> bool:
         if found:
             rng.choice(found).kill()
     return bool(found)
+
+
+@contextlib.contextmanager
+def memory_group(size: int) -> Generator[Callable[[], None] | None]:
+    """Gives what puts the process that calls it into a control group of so much memory; None where none can be made."""
+
+    def enter() -> None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    for root, limit in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
+        group = Path("/sys/fs/cgroup", root, f"secondpass-test-{os.getpid()}")
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(size))
+        except OSError:
+            _remove(group)
+            continue
+        try:
+            yield enter
+        finally:
+            _remove(group)
+        return
+    yield None
+
+
+def _remove(group: Path) -> None:
+    with contextlib.suppress(OSError):  # it was never made, or whoever is still in it stays there
+        group.rmdir()
 
 
 def real_command(directory: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:

@@ -2,15 +2,15 @@
 
 A writer appends some hundred lines a second, cut anywhere. The app is killed, stopped and taken over,
 interrupted, its disk fails, and dead letters are sent again; with tasks on workers, these are killed and stopped too.
-Between faults its memory, its open files and its processes are watched: none may grow with the length of the run, and no
-worker may outlive its hub. At the end all is compared with the plain loop.
+Between faults its memory, its open files, its processes and its store are watched: none may grow with the length of the
+run, and no worker may outlive its hub. At the end all is compared with the plain loop.
 """
 
-import contextlib
 import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -25,20 +25,17 @@ from harness import (
     Server,
     gone,
     lines,
-    nursery_of,
     until,
-    workers_of,
 )
+from soaking import DISK_FAILURES, Family, Faults, harm
 
 from secondpass.errors import StoreError
 from secondpass.store.database import Store
 from secondpass.store.spool import Command
 
 SPECS = (NAME, MIXED, ON_WORKERS)
-SECONDS = float(os.environ.get("SECONDPASS_SOAK_SECONDS") or 6) / len(SPECS)
-WORKERS = 2
+SECONDS = float(os.environ.get("SECONDPASS_SOAK_SECONDS") or 12) / 2 / len(SPECS)
 LINES_PER_S = 300
-FAILURES = ("sys.wal.write:9:EIO", "sys.wal.sync:5:ENOSPC", "sys.sink.write:4:ENOSPC", "sys.sink.sync:3:EIO")
 
 
 class Writer:
@@ -63,69 +60,27 @@ class Writer:
             self.written += file.write(part)
 
 
-class Watch:
-    """What one process holds, sampled while it runs: the hub, or the nursery."""
-
-    def __init__(self) -> None:
-        self.rss: list[int] = []
-        self.files_max = 0
-        self.children_max = 0
-
-    def look(self, process: psutil.Process) -> None:
-        with contextlib.suppress(psutil.Error):
-            self.rss.append(process.memory_info().rss)
-            self.files_max = max(self.files_max, process.num_fds())
-            self.children_max = max(self.children_max, len(process.children()))
-
-    def check(self) -> None:
-        assert self.files_max < 64, f"{self.files_max} open files"
-        # A nursery may have a worker more that has been killed and not yet been waited for, and a fork to count threads.
-        assert self.children_max <= 2 * WORKERS + 1, f"{self.children_max} processes"
-        third = len(self.rss) // 3
-        if third > 100:
-            early, late = (
-                sorted(self.rss[third : 2 * third])[third // 2],
-                sorted(self.rss[-third:])[third // 2],
-            )
-            assert late < early * 1.2 + (16 << 20), f"memory grew from {early >> 20} to {late >> 20} MiB"
-
-
 def follow(
     case: Case,
     rng: random.Random,
     writer: Writer,
-    watches: tuple[Watch, Watch],
+    family: Family,
+    faults: Faults,
     process: Process,
     seconds: float,
 ) -> list[psutil.Process]:
     """Write, look, and harm the workers for so long; gives the processes of the hub as they were last."""
     until_s = time.monotonic() + seconds
-    family: list[psutil.Process] = []
+    found: list[psutil.Process] = []
     while time.monotonic() < until_s and not process.ended(0.0):
         writer.write()
-        nursery = nursery_of(process.pid)
-        family = [] if nursery is None else [nursery, *workers_of(process.pid)]
-        with contextlib.suppress(psutil.Error):
-            watches[0].look(psutil.Process(process.pid))
-        if nursery is not None:
-            watches[1].look(nursery)
-            if rng.random() < 0.03:
-                harm_a_worker(family, rng)
+        found = family.look(process.pid)
+        if found and rng.random() < 0.03:
+            harm(found, rng, faults)
         time.sleep(0.02)
         if rng.random() < 0.005:
             ask(case, rng)
-    return family
-
-
-def harm_a_worker(family: list[psutil.Process], rng: random.Random) -> None:
-    """Kill one, mostly; or stop one, or kill the nursery and with it all."""
-    nursery, *workers = family
-    with contextlib.suppress(psutil.Error):
-        kind = rng.random()
-        if kind < 0.1:
-            nursery.kill()
-        elif workers:
-            (rng.choice(workers).suspend if kind < 0.2 else rng.choice(workers).kill)()
+    return found
 
 
 def ask(case: Case, rng: random.Random) -> None:
@@ -142,32 +97,36 @@ def ask(case: Case, rng: random.Random) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_an_app_withstands_what_goes_wrong_around_it(
-    spec: str, server: Server, tmp_path: Path, rng: random.Random, seed: int
+    spec: str,
+    server: Server,
+    tmp_path: Path,
+    rng: random.Random,
+    seed: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     case = Case.make(tmp_path / "case", server, [])
     if spec != NAME:
         case.on_workers(spec)
-    writer, watches = Writer(case, rng), (Watch(), Watch())
+    writer, family, faults = Writer(case, rng), Family(case.store), Faults()
     ends = time.monotonic() + SECONDS
     longest_s = max(0.5, min(60.0, SECONDS / 20))
-    history: list[str] = []
     stopped: list[Process] = []
     env: dict[str, str] = {}
     process = case.start("--follow")
     try:
         while time.monotonic() < ends:
-            family = follow(case, rng, writer, watches, process, rng.uniform(0.1, longest_s))
-            fault = rng.choice(("kill", "kill", "interrupt", "stop", "fail"))
-            history.append(fault)
-            env = {"SECONDPASS_TEST_FAIL": rng.choice(FAILURES)} if fault == "fail" else {}
+            found = follow(case, rng, writer, family, faults, process, rng.uniform(0.1, longest_s))
+            fault = rng.choice(("kill hub", "kill hub", "interrupt hub", "stop hub", "fail disk"))
+            faults[fault] += 1
+            env = {"SECONDPASS_TEST_FAIL": rng.choice(DISK_FAILURES)} if fault == "fail disk" else {}
             if not process.ended(0.0):
-                if fault == "stop":
+                if fault == "stop hub":
                     process.kill(signal.SIGSTOP)
                     stopped.append(process)
                 else:
-                    process.kill(signal.SIGINT if fault == "interrupt" else signal.SIGKILL)
+                    process.kill(signal.SIGINT if fault == "interrupt hub" else signal.SIGKILL)
                     process.wait()
-                    until(lambda family=family: gone(family), timeout_s=2.0)
+                    until(lambda found=found: gone(found), timeout_s=2.0)
             # A take-over may itself be killed, so whoever was stopped once may still hold the store.
             process = case.start("--follow", *["--take-over"] * bool(stopped), **env)
         writer.write(whole=True)
@@ -178,10 +137,10 @@ def test_an_app_withstands_what_goes_wrong_around_it(
         process.kill(signal.SIGTERM)
         assert process.wait() == 0, case.log()
         case.check()
-        for watch in watches:
-            watch.check()
+        record_property("soak", f"{faults}\n{family}")
+        family.check()
     except BaseException as error:
-        error.add_note(f"SEED={seed}: {', '.join(history[-20:])}")
+        error.add_note(f"SEED={seed}: {faults}\n{family}")
         raise
     finally:
         for left in stopped:  # one that was stopped before it had the lock is in nobody's way
