@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 LITTLE = 300 << 20
 sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent / "store"))  # the log's tests are here and there
 
 from harness import Case, Server  # noqa: E402 - found through the line above
 
