@@ -34,9 +34,9 @@ from typing import NamedTuple, NoReturn
 
 from secondpass.errors import SettingsError, StoreDamaged, StoreError, StoreFull
 from secondpass.failpoints import failpoint
-from secondpass.store.connection import sync_directory
 from secondpass.store.ends import FILE as ENDS
 from secondpass.store.ends import Ends
+from secondpass.store.files import sync_directory
 from secondpass.store.segments import (
     FRAME_BYTES_MAX,
     Frame,
@@ -120,7 +120,7 @@ class StoredLog:
             ends = Ends(self.directory / ENDS)
             if not ends.known or ends.failed:
                 self._repair(ends)
-            with contextlib.suppress(FileExistsError, PermissionError, NotImplementedError):
+            with contextlib.suppress(OSError):  # there is one, or this file system has none
                 os.mkfifo(self.directory / "wake", 0o600)
         self._ends = ends
 

@@ -53,11 +53,9 @@ class LogReader:
         self._unsynced_since: tuple[int, float] | None = None
         self.next = 0
         """The first record of the frame that is read next."""
-        self.log = self._identity()
-
-    def _identity(self) -> int:
-        self._open(segments(self._log.directory)[0])
-        return self._header.log
+        self._open(self.oldest)
+        self.log = self._header.log
+        """What tells this log from every other."""
 
     @property
     def oldest(self) -> int:
@@ -68,6 +66,11 @@ class LogReader:
     def durable(self) -> int:
         """The number of the first record that is not durable yet."""
         return self._ends.durable
+
+    @property
+    def all_read(self) -> bool:
+        """Whether nothing is left, not even what is written and not durable yet."""
+        return self.next >= self._ends.next
 
     # ---- the hub's part
 
@@ -152,8 +155,9 @@ class LogReader:
                 if self.next == record:
                     break
         self._passed.clear()
-        self._ends.committed = record
-        self._ends.committed_bytes = self._header.base + self._at - self._header.size
+        if self._reader_fd >= 0:
+            self._ends.committed_bytes = self._header.base + self._at - self._header.size
+            self._ends.committed = record
 
     def _heads(self) -> Iterator[Frame]:
         # To the file's end, which may grow: whoever goes on to a record that is durable passes whole frames only.
