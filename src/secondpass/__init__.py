@@ -1,6 +1,7 @@
 """secondpass: second-stage analysis of event streams in plain Python.
 
 What an app is:       App
+How events reach it:  a source, or Log
 What it handles:      Event
 What it consists of:  Task, table, value, output, ALL; Timetable
 What can go wrong:    SecondpassError and its tree in `secondpass.errors`
@@ -8,6 +9,8 @@ What can go wrong:    SecondpassError and its tree in `secondpass.errors`
 Where things are: `reference.py` says what an app means, `engine/loop.py` is the loop that runs it,
 `store/` keeps it, `connectors/` join it to the world.
 """
+
+from typing import TYPE_CHECKING
 
 from secondpass.app import App as App
 from secondpass.errors import SecondpassError as SecondpassError
@@ -20,11 +23,25 @@ from secondpass.task import ALL as ALL
 from secondpass.task import Task as Task
 from secondpass.timetable import Timetable as Timetable
 
+if TYPE_CHECKING:
+    from secondpass.engine.eventlog import Log as Log
+
+
+def __getattr__(name: str) -> object:
+    """`Log`, when it is asked for: it brings along what no worker needs."""
+    if name != "Log":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from secondpass.engine.eventlog import Log
+
+    return Log
+
+
 __version__ = "0.1.0"
 __all__ = [
     "ALL",
     "App",
     "Event",
+    "Log",
     "SecondpassError",
     "Task",
     "Timetable",

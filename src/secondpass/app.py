@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, cast
 
+from secondpass.amounts import Keep
 from secondpass.errors import DefinitionError, SettingsError
 from secondpass.task import Task, accepts, from_function, is_task_class
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from secondpass.control import Control
+    from secondpass.engine.eventlog import Log
     from secondpass.engine.summary import Summary
     from secondpass.timetable import Timetable
 
@@ -23,6 +25,16 @@ MAIN = "main"
 
 Streams = dict[str, tuple[str, ...]]
 """The output streams of a chain, and who writes to each."""
+
+
+class _Pushed:
+    """What stands for an app's log among its sources."""
+
+    def __repr__(self) -> str:
+        return "the log"
+
+
+PUSHED = _Pushed()
 
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
@@ -40,7 +52,8 @@ class App:
     ([1, 3], 5)
 
     `source` (or several `sources`) is a connector or any iterable; `sink` a connector or any callable, for
-    what the chain passes; `sinks` names those of the tasks' named outputs. `workers` is the number of processes
+    what the chain passes; `sinks` names those of the tasks' named outputs. Without a source the app takes what is
+    appended to its log, `app.log`, of which `keep_log` ("7d", "10GB", or both) bounds what stays. `workers` is the number of processes
     that may run tasks beside this one (default: the cores that this process may use; 0: none). `timetables` start and
     stop tasks by the clock. Raises
     `DefinitionError` for what cannot work, before anything runs.
@@ -57,6 +70,7 @@ class App:
         sinks: Mapping[str, Any] | None = None,
         workers: int | None = None,
         timetables: Sequence[Timetable] = (),
+        keep_log: str | Sequence[str] | None = None,
     ) -> None:
         if not name or name[0] in "_.-" or not _NAME_LETTERS.issuperset(name):
             raise DefinitionError(
@@ -64,11 +78,7 @@ class App:
             )
         self.name = name
         given = [*([source] if source is not None else []), *sources]
-        if not given:
-            raise DefinitionError(
-                f"App({name!r}) has no source; pass source=JsonLines('events.jsonl') or any iterable"
-            )
-        self.sources: tuple[Any, ...] = tuple(given)
+        self.sources: tuple[Any, ...] = tuple(given) or (PUSHED,)
         self.tasks: tuple[Task[Any], ...] = tuple(as_task(t) for t in tasks)
         _refuse_twins(self.tasks)
         for task in self.tasks:
@@ -79,6 +89,10 @@ class App:
         self.workers = checked_workers(workers)
         self.timetables = tuple(timetables)
         self._check_timetables()
+        self.keep_log = None if keep_log is None else Keep.of(keep_log)
+        self.running_store: Path | None = None
+        """The store of a run that is going on in this process."""
+        self._log: Log | None = None
         self.spec: str | None = None
         """What `load` was asked for."""
         self.file: Path | None = None
@@ -88,6 +102,19 @@ class App:
     def streams(self) -> Streams:
         """Every output stream with the tasks that write to it, `main` first."""
         return streams_of(self.tasks)
+
+    @property
+    def log(self) -> Log:
+        """The app's log: `app.log.append(events)`, from any thread or process.
+
+        It is that of the run in this process, or of the run that has started this process, or of the app's own store.
+        """
+        from secondpass.engine.eventlog import Log, told_store
+
+        store = self.running_store or told_store(self.name) or self.default_store()
+        if self._log is None or self._log.directory != store:
+            self._log = Log(store)
+        return self._log
 
     def run(
         self,

@@ -9,6 +9,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent / "store"))  # the log's tests are here and there
 
 from harness import Case, Server, memory_group  # noqa: E402 - found through the line above
 

@@ -51,6 +51,12 @@ class Disk:
         if self._names.pop(name, None) is not None:
             self.ops.append(("delete", name))
 
+    def rename(self, name: str, to: str) -> None:
+        """Two steps here, each of which may be lost: harsher than what a file system does."""
+        self.ops.append(("create", to, self._names[name]))
+        self._names[to] = self._names[name]
+        self.delete(name)
+
     def sync_names(self) -> None:
         self.ops.append(("sync names",))
 
@@ -75,7 +81,7 @@ class Disk:
                 renamed.clear()
             elif kind in ("create", "delete"):
                 renamed.append(op)
-                if kind == "create":
+                if kind == "create" and op[2] not in files:
                     files[op[2]], pending[op[2]] = bytearray(), []
             else:
                 pending[op[1]].append(op)

@@ -12,6 +12,7 @@ What the environment asks for:
     SECONDPASS_TEST_COUNT   a file for the number of passes through each point, written at the end
     SECONDPASS_TEST_MUTATE  a named mistake, to see that the tests would notice it
     SECONDPASS_TEST_LIMIT   RLIMIT_FSIZE in bytes
+    SECONDPASS_TEST_LOG     the size of a segment of the log, which is looked at for what may leave after each epoch
 
 System calls have the points `sys.WHERE.CALL.before`, `.torn` (half of a write is done) and `.after`:
 WHERE is `db` or `wal` (SQLite's files, through a VFS), or `sink`, `lock`, `spool`; CALL is `write` or `sync`.
@@ -38,12 +39,12 @@ import apsw
 
 import secondpass.cli
 from secondpass import failpoints
-from secondpass.engine import outbox, pacer
+from secondpass.engine import outbox, pacer, pushed
 from secondpass.failpoints import failpoint
-from secondpass.store import database, fold
+from secondpass.store import database, fold, log
 
-FAIL, STOP, TRACE, COUNT, MUTATE, LIMIT = (
-    f"SECONDPASS_TEST_{name}" for name in ("FAIL", "STOP", "TRACE", "COUNT", "MUTATE", "LIMIT")
+FAIL, STOP, TRACE, COUNT, MUTATE, LIMIT, LOG = (
+    f"SECONDPASS_TEST_{name}" for name in ("FAIL", "STOP", "TRACE", "COUNT", "MUTATE", "LIMIT", "LOG")
 )
 
 
@@ -263,6 +264,8 @@ def run(arguments: list[str]) -> int:
     fold.BYTES_MIN, fold.DELTA_BYTES, fold.SLICE_BYTES = 4000, 100, 600
     database.KEEP_OUTPUT_BYTES = 8 * 1024
     outbox.SYNC_EVERY_S, outbox.SYNC_EVERY_BYTES = 3600.0, 20_000  # by bytes: the same in every run
+    if os.environ.get(LOG):
+        log.SEGMENT_BYTES, pushed.RETAIN_EVERY_S = int(os.environ[LOG]), 0.0
     if (
         counts
         or os.environ.get(TRACE)

@@ -23,8 +23,8 @@ SYSTEM = [
     for moment in ("before", "torn", "after")
     if call == "write" or moment != "torn"
 ]
-# Passed by other commands than `run`; test_retries.py and test_fresh.py kill there.
-ELSEWHERE = {name for name in points() if name.startswith(("spool.put.", "fresh."))}
+# Passed by other commands than `run`, or by other apps: test_retries.py, test_fresh.py and test_log.py kill there.
+ELSEWHERE = {name for name in points() if name.startswith(("spool.put.", "fresh.", "log."))}
 ON_A_WORKER = [name for name in points() if name.startswith("worker.")]
 IN_THE_HUB = [name for name in points() if name not in ELSEWHERE and name not in ON_A_WORKER]
 HERE = [*IN_THE_HUB, *SYSTEM]
@@ -193,7 +193,7 @@ def test_a_recovery_killed_at_any_point_loses_nothing(
 
 
 def test_every_point_in_the_source_is_killed_at_by_some_test() -> None:
-    assert {p.partition(".")[0] for p in ELSEWHERE} <= {"spool", "fresh"}
+    assert {p.partition(".")[0] for p in ELSEWHERE} <= {"spool", "fresh", "log"}
     assert len(HERE) >= 40
 
 

@@ -30,9 +30,9 @@ from secondpass.app import App
 from secondpass.change import plain_state
 from secondpass.cli.apps import load_app
 from secondpass.connectors.contract import Batch
-from secondpass.connectors.memory import as_source
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.intake import Intake
+from secondpass.engine.pushed import sources_of
 from secondpass.engine.recipe import NotPortable, recipe_for
 from secondpass.engine.run import run_app
 from secondpass.errors import TaskError, UsageError
@@ -92,7 +92,7 @@ def _record_crc(record: Any) -> int:
 
 def record(app: App, limit: int) -> list[Any]:
     """The first records of the app's real input, in the order in which the engine takes them."""
-    sources = [as_source(s, i) for i, s in enumerate(app.sources)]
+    sources = sources_of(app)
     if any(getattr(source, "path", None) == "-" for source in sources):
         raise UsageError(
             "standard input can be read once only, and is not looked at ahead of a run; give a file"

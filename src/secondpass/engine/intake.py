@@ -30,6 +30,8 @@ class _Feed:
         self.following = follow or source.following
         self.before: Any = place["offset"] if place else None
         self.reader: Reader = source.open(self.before, follow=self.following, accept=accept)
+        if self.before is None:
+            self.before = getattr(self.reader, "begins_at", None)  # a log is known by its place
         self.batch: Batch | None = None
         self.taken = 0
         self.ended = False

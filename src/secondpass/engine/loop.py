@@ -67,6 +67,7 @@ class Hub:
         self.stopping = False
         self.limit: int | None = None
         self.on_epoch: Callable[[Hub], None] = lambda _: None
+        self.sleep: Callable[[float], None] = time.sleep
         self._active_at = time.monotonic()
         self._tallies = {
             name: msgspec.convert(tally, Tally) for name, tally in store.progress.tallies.items()
@@ -205,7 +206,7 @@ class Hub:
         """Nothing there: look again soon after activity, seldom after a silence."""
         self.outbox.sync()
         idle_s = time.monotonic() - self._active_at
-        time.sleep(_IDLE_MIN_S if idle_s < _AWAKE_S else _IDLE_MAX_S)
+        self.sleep(_IDLE_MIN_S if idle_s < _AWAKE_S else _IDLE_MAX_S)
         self.on_epoch(self)
 
     # ---- 2. run

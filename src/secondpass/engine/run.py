@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from secondpass.app import App
-from secondpass.connectors.memory import as_sink, as_source
+from secondpass.app import PUSHED, App
+from secondpass.connectors.memory import as_sink
 from secondpass.engine.chain import Chain
 from secondpass.engine.commands import Commands
 from secondpass.engine.compare import Comparison, codecs_of, load_cells
@@ -27,6 +27,7 @@ from secondpass.engine.live import Live
 from secondpass.engine.loop import Hub
 from secondpass.engine.outbox import Outbox
 from secondpass.engine.placement import cores, needs_workers, never_inline
+from secondpass.engine.pushed import Pushing, places_of, sources_of
 from secondpass.engine.recipe import NotPortable, recipe_for
 from secondpass.engine.stage import Stage
 from secondpass.engine.summary import Summary
@@ -69,6 +70,7 @@ def run_app(
     crew: Crew | None = None
     chain: Chain | None = None
     hazard: Hazard | None = None
+    pushing: Pushing | None = None
     try:
         if opened.directory is not None:
             hazard = Hazard(opened.directory, opened.progress.position)
@@ -77,8 +79,10 @@ def run_app(
         crew = crew_for(app, opened, workers, hazard)
         chain = start_chain(app, opened, summary, rename or {}, drop, live, crew)
         outbox.recover(opened, accept=accept_output)
-        sources = [as_source(s, i) for i, s in enumerate(app.sources)]
-        intake = Intake(sources, opened.progress.sources, follow=follow, accept=accept_input)
+        pushing = Pushing(asked_for, opened.directory) if PUSHED in app.sources else None
+        sources = sources_of(app, None if pushing is None else pushing.source)
+        places = places_of(sources, opened.progress.sources)
+        intake = Intake(sources, places, follow=follow, accept=accept_input)
 
         def make_crew(changed: App) -> Crew | None:
             return crew_for(changed, opened, workers, None)
@@ -94,6 +98,8 @@ def run_app(
         summary.outputs_total = dict(opened.progress.numbers)
         if on_epoch is not None:
             hub.on_epoch = on_epoch
+        if pushing is not None:
+            pushing.join(hub)
         if on_start is not None:
             on_start(hub)
         with _stopping_on_signals(hub), at_hand(asked_for, hub):
@@ -110,6 +116,8 @@ def run_app(
             crew.close()
         if intake is not None:
             intake.close()
+        if pushing is not None:
+            pushing.close()
         outbox.close()
         opened.close()
     return summary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -133,23 +132,3 @@ def reading(directory: Path | None) -> Generator[None]:
             yield
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
         raise damaged(f"{directory or 'memory'}: {error}") from error
-
-
-def sync_file(path: Path) -> None:
-    """Make a file's content durable."""
-    fd = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable: SQLite may swallow an error here, so we do it ourselves."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        raise StoreError(f"cannot make {path} durable: {error.strerror}") from error
-    finally:
-        os.close(fd)

@@ -31,9 +31,9 @@ from secondpass.store.connection import (
     connect_to_write,
     keep_wal,
     require_sqlite,
-    sync_directory,
     translated,
 )
+from secondpass.store.files import sync_directory
 from secondpass.store.fold import Fold
 from secondpass.store.format import (
     FILE,

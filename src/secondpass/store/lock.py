@@ -89,7 +89,7 @@ def _me() -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "boot": _boot_id(),
+        "boot": boot_id(),
         "started": _started(os.getpid()),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -107,7 +107,7 @@ def _read_holder(fd: int) -> dict[str, Any]:
     return {
         "pid": pid,
         "host": socket.gethostname(),
-        "boot": _boot_id(),
+        "boot": boot_id(),
         "started": _started(pid),
         "since": "just now",
     }
@@ -135,7 +135,8 @@ def _describe(holder: dict[str, Any]) -> str:
     return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """What tells this start of the machine from every other."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -173,7 +174,7 @@ def _end(fd: int, holder: dict[str, Any], directory: Path) -> None:
     pid = holder.get("pid")
     if (
         holder.get("host") != socket.gethostname()
-        or holder.get("boot") != _boot_id()
+        or holder.get("boot") != boot_id()
         or not isinstance(pid, int)
     ):
         raise StoreError(

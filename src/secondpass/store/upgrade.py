@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from secondpass.errors import StoreError
-from secondpass.store.connection import Database, sync_directory, sync_file
+from secondpass.store.connection import Database
+from secondpass.store.files import sync_directory, sync_file
 from secondpass.store.format import FORMAT
 
 UPGRADES: dict[int, Callable[[Database], None]] = {}
