@@ -27,6 +27,7 @@ ALL = [
      ["--events", "1000", "--cheap-events", "50000", "--rounds", "1"]),
     ("shipping", "An event's way to a worker and back", [], ["--events", "4000", "--rounds", "1"]),
     ("simulate_workers", "Many workers, simulated", [], ["--quick"]),
+    ("commands", "Commands to a running chain", [], ["--cells", "10000", "--each", "3"]),
     ("errors", "Failing events", ["--events", "500000", "--rounds", "3"], ["--events", "20000", "--rounds", "1"]),
     ("trickle", "A stream that trickles", [], ["--events", "100"]),
     ("memory", "Memory over a long stream", [], ["--events", "200000"]),

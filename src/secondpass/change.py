@@ -40,10 +40,19 @@ class Link:
             self.cells.setdefault(name, {})
         self.values: dict[str, bytes] = {} if values is None else values
         self.stopped = stopped
+        self.expired: dict[str, list[Any]] = {}
+        """By table: keys of cells that must go, since a longer time to live would bring them back."""
 
     @property
     def name(self) -> str:
         return self.task.name
+
+    def let_go(self) -> None:
+        """Delete the cells that have expired."""
+        for name, keys in self.expired.items():
+            for key in keys:
+                del self.cells[name][key]
+        self.expired = {}
 
     def __repr__(self) -> str:
         return f"Link({self.task!r}{', stopped' if self.stopped else ''})"
@@ -78,7 +87,7 @@ def changed(
     """The chain from this position on; raises `ChangeRefused`, with nothing changed, where it cannot be.
 
     `put_aside` holds the state of tasks that left, for their return. Links that change are new ones; tables that
-    do not change are the same dicts.
+    do not change are the same dicts, also where cells in them have expired (`Link.let_go`).
     """
     links = list(chain)
     if change.kind in ("pause", "resume", "end"):
@@ -176,7 +185,8 @@ def _returned(put_aside: dict[str, Aside], task: Task[Any], now: float) -> Link:
     longer = times_to_live(task)
     for name in back:
         if name in left.cells:
-            link.cells[name] = _living(left.cells[name], left.ttl_s.get(name), longer.get(name), now)
+            link.cells[name] = left.cells[name]
+            _note_expired(link, name, left.ttl_s.get(name), longer.get(name), now)
         elif name in left.values:
             link.values[name] = left.values[name]
         _take_out(left, name)
@@ -203,11 +213,13 @@ def _with_earlier(earlier: Aside | None, left: Aside) -> Aside:
     )
 
 
-def _living(cells: dict[Any, Any], ttl_s: float | None, longer_s: float | None, now: float) -> dict[Any, Any]:
-    """Cells without those that have expired and that a longer time to live would bring back."""
-    if ttl_s is None or longer_s is None or longer_s <= ttl_s:
-        return cells
-    return {key: entry for key, entry in cells.items() if now - entry[1] < ttl_s}
+def _note_expired(link: Link, name: str, ttl_s: float | None, longer_s: float | None, now: float) -> None:
+    """Note the cells that have expired and that a longer time to live would bring back."""
+    if ttl_s is not None and longer_s is not None and longer_s > ttl_s:
+        # One look at each cell of the table: the only cost of a command that grows with it.
+        expired = [key for key, entry in link.cells[name].items() if now - entry[1] >= ttl_s]
+        if expired:
+            link.expired[name] = expired
 
 
 def _taken_over(old: Link, task: Task[Any], position: int, now: float) -> Link:
@@ -222,13 +234,12 @@ def _taken_over(old: Link, task: Task[Any], position: int, now: float) -> Link:
             f"{task.name} no longer has {_listing(lost)} as it was declared; say in `def upgrade(self, old)` what "
             f"becomes of it, or drop it first"
         )
-    ttl_s, longer_s = times_to_live(old.task), times_to_live(task)
-    cells = {
-        name: _living(old.cells[name], ttl_s.get(name), longer_s.get(name), now) if name in kept else {}
-        for name in after.tables
-    }
+    cells = {name: old.cells[name] if name in kept else {} for name in after.tables}
     values = {name: rest for name, rest in old.values.items() if name in kept and name in after.values}
     link = Link(task, cells, values, stopped=old.stopped)
+    ttl_s, longer_s = times_to_live(old.task), times_to_live(task)
+    for name in kept:
+        _note_expired(link, name, ttl_s.get(name), longer_s.get(name), now)
     if upgrade is not None and type(task) is not type(old.task):
         _upgrade(link, plain_state(old.task, old.cells, old.values, now), position, now)
     return link
@@ -238,6 +249,7 @@ def _upgrade(link: Link, old: dict[str, Any], position: int, now: float) -> None
     """Let a task that stands in for another bring the state over."""
     link.cells = {name: dict(cells) for name, cells in link.cells.items()}
     link.values = dict(link.values)
+    link.let_go()
     step = Step(link.task, link.cells, link.values)
     try:
         step.upgrade(old, position, now)

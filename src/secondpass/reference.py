@@ -169,6 +169,8 @@ def run(
                 pass_on(record.event, position, (), at)
             elif isinstance(record, Change):
                 chain = changed(chain, put_aside, record, position, now)
+                for link in chain:
+                    link.let_go()
                 steps = begin()
             elif isinstance(record, Tick):
                 now = max(now, record.time) + 0.0  # one zero, not two

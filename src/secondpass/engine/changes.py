@@ -227,7 +227,9 @@ class Applied:
                 base = self._new[full] = {}
             elif old is None:
                 self._new[full] = base
-            if cells is not base:
+            if name in link.expired:
+                self.deltas[full] = Delta({}, set(link.expired[name]))
+            elif cells is not base:
                 self.deltas[full] = _difference(base, cells)
                 link.cells[name] = base
         self._given_up += [(link.name, name) for name in was if name not in declared]

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -62,8 +63,8 @@ class Hub:
         self.commands = commands
         self.timetables = Timetables(timetables, commands)
         self.hazard: Hazard | None = None
-        self.held_s = 0.0
-        """The longest that a command has held up the stream."""
+        self.held: deque[tuple[str, float]] = deque(maxlen=1000)
+        """The last commands to the chain, and how long each held up the stream, in seconds."""
         self.stopping = False
         self.limit: int | None = None
         self.on_epoch: Callable[[Hub], None] = lambda _: None
@@ -78,7 +79,9 @@ class Hub:
     def run(self) -> None:
         """Run until the input ends or somebody asks to stop."""
         while not self.stopping:
-            if self.obey():
+            with _no_garbage_collection():
+                obeyed = self.obey()
+            if obeyed:
                 continue
             if self.store.progress.paused:
                 self.wait()
@@ -132,7 +135,7 @@ class Hub:
         applied.take_effect()
         self.commands.app = found.app
         self.summary.changes.append(f"position {position}: {applied.change.kind} {applied.change.task}")
-        self.held_s = max(self.held_s, time.perf_counter() - began)
+        self.held.append((found.command.kind, time.perf_counter() - began))
         return True
 
     def _command(self, command: Command) -> None:
