@@ -19,6 +19,7 @@ import datetime
 import decimal
 import enum
 import functools
+import mmap
 import sys
 import types
 import typing
@@ -125,6 +126,10 @@ def _array(spelled: tuple[str, list[int], bytes]) -> Any:
 
 pack = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode
 unpack = msgspec.msgpack.Decoder().decode
+
+
+class SealedMap(mmap.mmap):
+    """Memory mapped read-only that nobody writes any more: what lies on it is immutable, unlike a user's own map."""
 
 
 # ---------------------------------------------------------------- what a type is

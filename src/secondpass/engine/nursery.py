@@ -214,7 +214,7 @@ def _answer(
     while not channel.ended:
         messages = channel.receive()
         while messages:
-            tag, body, _ = messages.pop(0)
+            tag, body, *_ = messages.pop(0)
             bound(bool(tag & 1))
             mark(tag >> 1, BETWEEN)
             channel.send(worker.answer(body))
