@@ -32,7 +32,7 @@ from secondpass import App
 from secondpass.connectors import JsonLines
 from secondpass.engine import bundle, channel, flow, lanes
 from secondpass.engine.crew import Crew
-from secondpass.engine.executor import Done
+from secondpass.engine.executor import Done, Parcel
 from secondpass.engine.flow import Flow
 from secondpass.engine.lanes import WorkerLane
 from secondpass.engine.loop import Hub
@@ -148,7 +148,7 @@ STEPS: list[tuple[Any, str, str]] = [
     (WorkerLane, "_cells", "bundle: finding its cells"),
     (lanes, "encode_events", "bundle: encoding"),
     (lanes, "encode_keys", "bundle: encoding keys"),
-    (lanes, "pack", "bundle: encoding"),
+    (lanes, "parcel", "bundle: encoding"),
     (LocalProcesses, "submit", "sending: bookkeeping"),
     (channel._Outgoing, "write", "sending: the system"),
     (LocalProcesses, "wait", "waiting: select, bookkeeping"),
@@ -188,10 +188,10 @@ def clock_cost_s() -> float:
 
 def worker_us(directory: Path, task: Any, profile: Any = None) -> tuple[float, int]:
     """CPU of a worker for one event, answering the bundles that the first of them got; and how many events."""
-    kept: list[bytes] = []
+    kept: list[Parcel] = []
     submit = Crew.submit
 
-    def keeping(self: Crew, worker: int, flight: Any, message: bytes, limit_s: float | None) -> None:
+    def keeping(self: Crew, worker: int, flight: Any, message: Parcel, limit_s: float | None) -> None:
         if worker == 0:
             kept.append(message)
         submit(self, worker, flight, message, limit_s)
@@ -202,7 +202,7 @@ def worker_us(directory: Path, task: Any, profile: Any = None) -> tuple[float, i
     finally:
         Crew.submit = submit  # type: ignore[method-assign]
     idle = type(task)(spins=0).options(place="workers")
-    best, events = float("inf"), sum(len(bundle.decode_bundle(m).positions) for m in kept)
+    best, events = float("inf"), sum(len(bundle.decode_bundle(m.body).positions) for m in kept)
     for i in range(4):
         cells = memoryview(bytearray(16)).cast("q")
 
@@ -231,10 +231,10 @@ def starts_ms(directory: Path, rounds: int) -> tuple[list[float], list[float]]:
     (directory / "one.jsonl").write_bytes((directory / "events.jsonl").read_bytes()[:100])
     task = Heavy(spins=0).options(place="workers")
     app = App("start", source=JsonLines(directory / "one.jsonl", Detection), tasks=[task])
-    message: list[bytes] = []
+    message: list[Parcel] = []
     submit = Crew.submit
 
-    def keeping(self: Crew, worker: int, flight: Any, made: bytes, limit_s: float | None) -> None:
+    def keeping(self: Crew, worker: int, flight: Any, made: Parcel, limit_s: float | None) -> None:
         message.append(made)
         submit(self, worker, flight, made, limit_s)
 
@@ -243,7 +243,7 @@ def starts_ms(directory: Path, rounds: int) -> tuple[list[float], list[float]]:
         app.run(store=None, workers=1)
     finally:
         Crew.submit = submit  # type: ignore[method-assign]
-    number = bundle.decode_bundle(message[0]).number
+    number = bundle.decode_bundle(message[0].body).number
     cold, warm = list[float](), list[float]()
     for _ in range(rounds):
         workers = LocalProcesses(recipe_for(app), 4)

@@ -8,6 +8,8 @@ msgpack; what msgpack does not know is spelled in what it does:
     numpy array      [dtype, [shape], bytes]      (contiguous, little details of memory layout are lost)
     numpy scalar     the Python number
 
+On the way to another process the bytes of a large array go beside the encoding (`pack_beside`), not into it.
+
 A `Codec` answers three questions about its type: is this value exactly of it (`exact`), what are its
 bytes (`encode`), and what do bytes mean (`decode`).
 """
@@ -19,11 +21,12 @@ import datetime
 import decimal
 import enum
 import functools
+import mmap
 import sys
 import types
 import typing
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import msgspec
@@ -76,8 +79,11 @@ def is_array(tp: Any) -> bool:
 
 def _bytes_of(array: Any) -> memoryview | bytes:
     """The content of a numpy array: a view where there can be one, since to copy a large array takes long."""
-    flat = array.flags.c_contiguous and array.size and array.dtype.kind in "biufc"
-    return memoryview(array).cast("B") if flat else array.tobytes()
+    if not array.flags.c_contiguous or not array.nbytes:
+        return array.tobytes()
+    return memoryview(array.reshape(-1).view("u1")).cast(
+        "B"
+    )  # not all kinds, as dates, have a view of their own
 
 
 def encode_hook(obj: Any) -> Any:
@@ -116,15 +122,59 @@ def _decode_sealed(tp: Any, obj: Any) -> Any:
     return _array(obj) if is_array(tp) else decode_hook(tp, obj)
 
 
-def _array(spelled: tuple[str, list[int], bytes]) -> Any:
+def _array(spelled: tuple[str, list[int], bytes | memoryview]) -> Any:
     import numpy  # only a type that mentions numpy comes here
 
     dtype, shape, data = spelled
-    return numpy.ndarray(shape, dtype, buffer=data)  # read-only, as `bytes` are
+    return numpy.ndarray(shape, dtype, buffer=data)  # read-only, as `bytes` and what lies beside are
+
+
+_spelled_array = msgspec.msgpack.Decoder(tuple[str, list[int], memoryview]).decode
+
+
+def _decode_array(data: bytes | bytearray | memoryview | msgspec.Raw) -> Any:
+    """What `decode_hook` makes of an array that is a whole cell, with one copy less: of a view, not of bytes."""
+    return _array(_spelled_array(data)).copy()
 
 
 pack = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode
 unpack = msgspec.msgpack.Decoder().decode
+
+
+# ---------------------------------------------------------------- large arrays beside the bytes
+
+BESIDE_FROM = 1 << 18
+"""Arrays of so many bytes go beside: below, a copy costs less, and an array would keep too large a message alive."""
+
+_BESIDE = -2  # msgpack keeps the codes below 0 from applications
+_Ext = msgspec.msgpack.Ext
+
+
+class SealedMap(mmap.mmap):
+    """Memory mapped read-only that nobody writes any more: what lies on it is immutable, unlike a user's own map."""
+
+
+def pack_beside(value: Any) -> tuple[bytes, list[memoryview]]:
+    """The bytes of a value, and the content of its large arrays, which is not copied; `found_beside` puts it back."""
+    beside: list[memoryview] = []
+
+    def hook(obj: Any) -> Any:
+        spelled = encode_hook(obj)
+        if is_numpy(obj, "ndarray") and obj.nbytes >= BESIDE_FROM:
+            beside.append(memoryview(spelled[2]))
+            spelled[2] = _Ext(_BESIDE, (len(beside) - 1).to_bytes(4, "big"))
+        return spelled
+
+    return msgspec.msgpack.Encoder(enc_hook=hook).encode(value), beside
+
+
+def found_beside(beside: Sequence[bytes | memoryview]) -> Callable[[int, memoryview], Any]:
+    """A decoder's `ext_hook` that finds beside the bytes what `pack_beside` has left there."""
+
+    def hook(code: int, data: memoryview) -> Any:
+        return beside[int.from_bytes(data, "big")] if code == _BESIDE else _Ext(code, bytes(data))
+
+    return hook
 
 
 # ---------------------------------------------------------------- what a type is
@@ -335,6 +385,7 @@ class Codec:
             self._decoder = msgspec.msgpack.Decoder(tp, dec_hook=self._hook)
         except TypeError as error:
             raise DefinitionError(f"the type {tp!r} cannot be stored: {error}") from None
+        self._decode = _decode_array if is_array(plain(tp)) else self._decoder.decode
         self.quick = _quick_types(tp)
         self.scalar = self.quick is not None
         if not self.scalar:
@@ -344,15 +395,21 @@ class Codec:
 
     def decode(self, data: bytes | bytearray | memoryview | msgspec.Raw) -> Any:
         """The value that these bytes mean."""
-        return self._decoder.decode(data)
+        return self._decode(data)
 
     def round_trip(self, value: Any) -> Any:
         """What a value becomes when it is written and read: its declared types, sharing nothing."""
-        return self._decoder.decode(pack(value))
+        return self._decode(pack(value))
 
-    def decoder_of_list(self) -> msgspec.msgpack.Decoder[list[Any]]:
+    def decoder(self, beside: Sequence[bytes | memoryview] = ()) -> msgspec.msgpack.Decoder[Any]:
+        """Decodes values of this type of which large arrays came beside."""
+        return msgspec.msgpack.Decoder(self.type, dec_hook=self._hook, ext_hook=found_beside(beside))
+
+    def decoder_of_list(
+        self, beside: Sequence[bytes | memoryview] = ()
+    ) -> msgspec.msgpack.Decoder[list[Any]]:
         """Decodes a list of values of this type in one go."""
-        return msgspec.msgpack.Decoder(list[self.type], dec_hook=self._hook)
+        return msgspec.msgpack.Decoder(list[self.type], dec_hook=self._hook, ext_hook=found_beside(beside))
 
     def explain(self, value: Any) -> str:
         """Why a value is not exactly of this type, with what to write where that is known."""

@@ -177,6 +177,10 @@ def _seal_datetime(value: Any) -> Any:
     return value if value.tzinfo is datetime.UTC else value.astimezone(datetime.UTC)
 
 
+_SEALED = (bytes, codec.SealedMap)
+"""What an array may lie on that nobody can change: what it was decoded from."""
+
+
 def freeze(value: Any) -> Any:
     """The immutable twin of what a JSON decoder gives; the value itself where it already is.
 
@@ -192,7 +196,7 @@ def freeze(value: Any) -> Any:
         return tuple(map(freeze, value))
     if kind is set or kind is frozenset:
         return frozenset(map(freeze, value))
-    if kind is bytearray:
+    if kind is bytearray or kind is memoryview:
         return bytes(value)
     if kind is datetime.datetime:
         return value if value.tzinfo is None else _seal_datetime(value)
@@ -201,9 +205,9 @@ def freeze(value: Any) -> Any:
     if hasattr(kind, "_make"):  # a named tuple
         return kind._make(map(freeze, value))
     if codec.is_numpy(value, "ndarray"):
-        # A read-only view (`broadcast_to`, a slice) changes with the array that it looks at, but not one of bytes.
+        # A read-only view (`broadcast_to`, a slice) changes with the array that it looks at, unless that is sealed.
         flags = value.flags
-        if flags.writeable or not flags.c_contiguous or not (flags.owndata or type(value.base) is bytes):
+        if flags.writeable or not flags.c_contiguous or not (flags.owndata or type(value.base) in _SEALED):
             value = value.copy()
             value.setflags(write=False)
         return value

@@ -11,9 +11,10 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from secondpass.engine.channel import SHARED_FROM, Channel, Garbled, Message
+from secondpass.engine.channel import SHARED_FROM, Channel, Garbled, Message, shared_file, write_whole
 
 Pair = tuple[Channel, Channel]
 
@@ -38,6 +39,10 @@ def open_files() -> int:
 def narrow(channel: Channel) -> None:
     """Let few messages fill the buffer, as few large ones do where the kernel gives little."""
     channel._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+
+
+def address(part: memoryview) -> int:
+    return np.frombuffer(part, "u1").ctypes.data
 
 
 def collect(worker: Channel, count: int) -> list[Message]:
@@ -70,6 +75,33 @@ def test_messages_arrive_whole_and_in_order_with_their_tags(pair: Pair, rng: ran
     thread.join()
     assert [m.tag for m in found] == [-n for n in range(len(bodies))]
     assert [bytes(m.body) == body for m, body in zip(found, bodies, strict=True)] == [True] * len(bodies)
+
+
+def test_what_goes_beside_arrives_whole_and_in_order_read_only_and_aligned(
+    pair: Pair, rng: random.Random
+) -> None:
+    hub, worker = pair
+    sizes = [1, 63, 64, 65, 4096, SHARED_FROM + 1]
+    sent = [[rng.randbytes(rng.choice(sizes)) for _ in range(count)] for count in (1, 0, 2, 7, 0, 1)]
+    for number, parts in enumerate(sent):
+        hub.send(b"body %d" % number, number, beside=parts)
+    found = collect(worker, len(sent))
+    assert [(m.tag, bytes(m.body)) for m in found] == [(n, b"body %d" % n) for n in range(len(sent))]
+    assert [[bytes(part) for part in m.beside] for m in found] == sent
+    for message in found:
+        for part in message.beside:
+            assert isinstance(part, memoryview)
+            assert part.readonly
+            assert address(part) % 64 == 0
+
+
+def test_there_may_be_more_beside_than_the_system_takes_at_once(pair: Pair) -> None:
+    hub, worker = pair
+    parts = [b"%d" % n for n in range(5000)]
+    hub.send(b"", beside=parts)
+    (message,) = collect(worker, 1)
+    assert [bytes(part) for part in message.beside] == parts
+    assert message.body == b""
 
 
 def test_a_message_may_come_byte_by_byte() -> None:
@@ -114,15 +146,16 @@ def test_a_side_that_does_not_read_never_makes_the_other_wait(pair: Pair, size: 
     assert [len(m.body) for m in found] == [size] * count
 
 
-def test_large_messages_that_wait_hold_one_descriptor(pair: Pair) -> None:
+@pytest.mark.parametrize("beside", [(), (b"small", bytes(SHARED_FROM))])
+def test_large_messages_that_wait_hold_one_descriptor(pair: Pair, beside: tuple[bytes, ...]) -> None:
     hub, _ = pair
     narrow(hub)
     body = bytes(SHARED_FROM)
     while not hub.wants_write:
-        hub.send(body)
+        hub.send(body, beside=beside)
     before = open_files()
     for _ in range(50):
-        hub.send(body)
+        hub.send(body, beside=beside)
     assert open_files() == before
 
 
@@ -157,6 +190,7 @@ def test_sending_to_a_closed_end_is_silent_and_keeps_nothing(pair: Pair) -> None
     before = open_files()
     for size in (10, SHARED_FROM):
         hub.send(bytes(size))
+    hub.send(b"", beside=[b"never read"])
     assert not hub.wants_write
     assert open_files() == before
     assert [m.body for m in hub.receive()] == [b"answer"]  # although the other side had not read everything
@@ -176,6 +210,22 @@ def test_a_shared_body_lives_as_long_as_a_view_of_it_and_leaves_nothing(pair: Pa
     del body
     assert bytes(part) == b"\x01" * 10
     del part
+    gc.collect()
+    assert gone() is None
+    assert open_files() == before
+
+
+def test_a_part_alone_keeps_a_shared_message_and_leaves_nothing(pair: Pair) -> None:
+    hub, worker = pair
+    before = open_files()
+    hub.send(b"body", beside=[b"\x01" * SHARED_FROM, b"last"])
+    ((_, body, _, (first, last)),) = worker.receive()
+    assert isinstance(last, memoryview)
+    gone = weakref.ref(last.obj)
+    del body, first
+    gc.collect()
+    assert bytes(last) == b"last"
+    del last
     gc.collect()
     assert gone() is None
     assert open_files() == before
@@ -213,14 +263,28 @@ def test_descriptors_that_nobody_took_are_closed_with_the_channel() -> None:
     "stray",
     [
         b"print went here" * 10,
-        struct.pack("<4sHHQq", b"2dps", 0, 0, 1 << 40, 0),
-        struct.pack("<4sHHQq", b"2dps", 1, 1, SHARED_FROM, 0),
-        struct.pack("<4sHHQq", b"2dps", 0, 9, 0, 0),
+        struct.pack("<4sIHQq", b"2dps", 0, 0, 1 << 40, 0),
+        struct.pack("<4sIHQq", b"2dps", 1, 1, SHARED_FROM, 0),
+        struct.pack("<4sIHQq", b"2dps", 0, 9, 0, 0),
+        struct.pack("<4sIHQq", b"2dps", 1, 0, SHARED_FROM, 0),
     ],
 )
 def test_what_is_no_message_is_told_from_one(pair: Pair, stray: bytes) -> None:
     hub, worker = pair
     os.write(worker.fileno(), stray)
+    with pytest.raises(Garbled):
+        hub.receive()
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (64, 64), (10, 1 << 63)])
+def test_a_shared_file_of_other_parts_than_it_says_is_no_message(pair: Pair, sizes: tuple[int, int]) -> None:
+    hub, worker = pair
+    content = bytes(64) + struct.pack("<2Q", *sizes)
+    fd = shared_file("stray")
+    write_whole(fd, content)
+    frame = struct.pack("<4sIHQq", b"2dps", 2, 1, len(content), 0)
+    socket.send_fds(worker._sock, [frame], [fd])
+    os.close(fd)
     with pytest.raises(Garbled):
         hub.receive()
 

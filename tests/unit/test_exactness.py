@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from secondpass import Event
-from secondpass.codec import codec_for, same
+from secondpass.codec import codec_for, pack, same
 from secondpass.event import freeze, owned
 
 
@@ -75,6 +75,26 @@ def test_an_array_is_exact_where_it_would_be_read_back(array: Any) -> None:
 def test_a_struct_is_exact_where_it_would_be_read_back(at: Any, array: Any) -> None:
     loose = Loose(at, array)
     assert codec_for(Loose).exact(loose) == by_round_trip(Loose, loose)
+
+
+@pytest.mark.parametrize(
+    "array", [GRID, np.zeros((0, 2), "f4"), np.array(1 + 2j), np.array(["a", "bc"])], ids=str
+)
+def test_an_array_in_a_cell_is_read_back_into_memory_of_its_own(array: Any) -> None:
+    codec = codec_for(np.ndarray)
+    data = codec.encode(array)
+    for found in (codec.decode(data), codec.decode(memoryview(data)), codec.decode(msgspec.Raw(data))):
+        assert same(found, array)
+        assert found.flags.owndata
+        assert found.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "value", [1, "text", ["f8", [2]], ["f8", [2], b"short"], ["f8", 2, b""], ["?!", [0], b""]]
+)
+def test_what_is_no_array_is_not_read_as_one(value: Any) -> None:
+    with pytest.raises((msgspec.MsgspecError, TypeError, ValueError)):
+        codec_for(np.ndarray).decode(pack(value))
 
 
 def test_an_array_not_in_c_order_is_a_fault_that_names_the_way_out() -> None:

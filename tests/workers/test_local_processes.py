@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from secondpass import loading
-from secondpass.engine.executor import BETWEEN, SETTING_UP, Death, Done, Lost
+from secondpass.engine.executor import BETWEEN, SETTING_UP, Death, Done, Lost, Parcel
 from secondpass.engine.recipe import Recipe, recipe_for
 from secondpass.engine.workers import LocalProcesses, WorkersFailed
 
@@ -29,6 +29,7 @@ PATIENCE_S = 30.0
 # A bundle is code: it may leave an answer, and it may do its worker any harm.
 PROBE = """
 import os, signal, sys, time
+from secondpass.engine.executor import Parcel
 LOADED_IN = os.getpid()
 class Probe:
     def __init__(self, tasks, mark):
@@ -36,9 +37,9 @@ class Probe:
         self.scope["LOADED_IN"] = LOADED_IN
     def answer(self, bundle):
         self.scope["answer"] = "done"
-        exec(bytes(bundle), self.scope)
+        exec(bytes(bundle.body), self.scope)
         answer = self.scope["answer"]
-        return answer if isinstance(answer, bytes) else str(answer).encode()
+        return Parcel(answer if isinstance(answer, bytes) else str(answer).encode())
 """
 
 Start = Callable[..., LocalProcesses]
@@ -95,20 +96,20 @@ def events(processes: LocalProcesses, count: int = 1) -> list[Done | Lost]:
 
 def told(event: Done | Lost) -> str:
     assert isinstance(event, Done), event
-    return bytes(event.answer).decode()
+    return bytes(event.answer.body).decode()
 
 
 def run(
     processes: LocalProcesses, code: str, worker: int = 0, number: int = 0, limit_s: float | None = None
 ) -> str:
-    processes.submit(worker, number, code.encode(), limit_s)
+    processes.submit(worker, number, Parcel(code.encode()), limit_s)
     return told(events(processes)[0])
 
 
 def death(
     processes: LocalProcesses, code: str, worker: int = 0, number: int = 0, limit_s: float | None = None
 ) -> Death:
-    processes.submit(worker, number, code.encode(), limit_s)
+    processes.submit(worker, number, Parcel(code.encode()), limit_s)
     (event,) = events(processes)
     assert isinstance(event, Lost), told(event)
     return event.death
@@ -149,7 +150,7 @@ def test_nothing_is_started_before_the_first_bundle(start: Start) -> None:
 def test_each_worker_is_a_process_that_answers_in_order(start: Start) -> None:
     processes = start(2)
     for number in range(40):
-        processes.submit(number % 2, number, f"answer = f'{{os.getpid()}} {number}'".encode())
+        processes.submit(number % 2, number, Parcel(f"answer = f'{{os.getpid()}} {number}'".encode()))
     found = [(event.worker, *map(int, told(event).split())) for event in events(processes, 40)]
     for worker in (0, 1):
         own = [f for f in found if f[0] == worker]
@@ -188,7 +189,7 @@ def test_a_wait_ends_in_time_where_nothing_happens(start: Start) -> None:
 def test_a_worn_worker_answers_what_it_has_and_the_next_bundle_gets_a_new_process(start: Start) -> None:
     processes = start()
     first = run(processes, "answer = os.getpid()")
-    processes.submit(0, 1, b"answer = os.getpid()")
+    processes.submit(0, 1, Parcel(b"answer = os.getpid()"))
     processes.renew(0)
     assert told(events(processes)[0]) == first
     second = run(processes, "answer = os.getpid()")
@@ -290,7 +291,7 @@ def test_what_was_answered_before_a_death_is_done_and_the_rest_is_lost(start: St
     processes = start(2)
     codes = ["", "answer = b'x' * 2_000_000", "mark(2, 5)\nos._exit(3)", "", "answer = b'x' * 2_000_000"]
     for number, code in enumerate(codes):
-        processes.submit(0, number, code.encode())
+        processes.submit(0, number, Parcel(code.encode()))
     first, second, last = events(processes, 3)
     assert (told(first), len(told(second))) == ("done", 2_000_000)
     assert isinstance(last, Lost)
@@ -303,8 +304,8 @@ def test_an_answer_that_the_hub_had_not_read_outlives_its_worker(start: Start, t
     run(processes, "")
     pid = processes.pids()[0]
     for number in (1, 2):
-        processes.submit(0, number, b"answer = b'x' * 2_000_000")
-    processes.submit(0, 3, f"open({str(tmp_path / 'there')!r}, 'w').close()\ntime.sleep(60)".encode())
+        processes.submit(0, number, Parcel(b"answer = b'x' * 2_000_000"))
+    processes.submit(0, 3, Parcel(f"open({str(tmp_path / 'there')!r}, 'w').close()\ntime.sleep(60)".encode()))
     until((tmp_path / "there").exists)
     os.kill(pid, signal.SIGKILL)
     until(lambda: not alive(pid))
@@ -396,8 +397,8 @@ def test_a_limit_holds_for_its_bundle_alone(start: Start) -> None:
 
 def test_a_limit_is_kept_for_the_bundle_behind_another(start: Start) -> None:
     processes = start()
-    processes.submit(0, 0, b"mark(0, 0)\ntime.sleep(0.5)")
-    processes.submit(0, 1, b"mark(1, 4)\ntime.sleep(60)", 0.2)
+    processes.submit(0, 0, Parcel(b"mark(0, 0)\ntime.sleep(0.5)"))
+    processes.submit(0, 1, Parcel(b"mark(1, 4)\ntime.sleep(60)"), 0.2)
     done, lost = events(processes, 2)
     assert (told(done), isinstance(lost, Lost) and lost.death[1:4]) == ("done", (True, 1, 4))
 
@@ -420,7 +421,7 @@ def test_a_worker_that_is_stopped_for_a_moment_goes_on(start: Start) -> None:
     run(processes, "")
     pid = processes.pids()[0]
     os.kill(pid, signal.SIGSTOP)
-    processes.submit(0, 1, b"answer = os.getpid()")
+    processes.submit(0, 1, Parcel(b"answer = os.getpid()"))
     assert processes.wait(1.2) == []
     os.kill(pid, signal.SIGCONT)
     assert told(events(processes)[0]) == str(pid)
@@ -435,7 +436,7 @@ def test_a_stopped_worker_with_a_full_channel_makes_nobody_wait(start: Start) ->
     until(lambda: stopped(pid))
     began = time.monotonic()
     for number in range(60):
-        processes.submit(0, number, b"#" * 1_000_000)
+        processes.submit(0, number, Parcel(b"#" * 1_000_000))
     assert run(processes, "answer = 'working'", worker=1) == "working"
     assert time.monotonic() - began < 1.0
     (event,) = events(processes)
@@ -462,15 +463,15 @@ def test_a_stopped_worker_with_a_full_channel_makes_nobody_wait(start: Start) ->
 )
 def test_tasks_that_cannot_be_loaded_are_told_once(start: Start, at_import: str, told_: str) -> None:
     processes = start(2, at_import)
-    processes.submit(0, 0, b"")
-    processes.submit(1, 1, b"")
+    processes.submit(0, 0, Parcel(b""))
+    processes.submit(1, 1, Parcel(b""))
     with pytest.raises(WorkersFailed) as raised:
         events(processes)
     text = str(raised.value)
     assert text.startswith(f"there are no workers: {told_}")
     assert text.endswith("run with workers=0 to see it in this process")
     assert "tasks_here.py" in text or "_exit" in at_import
-    processes.submit(0, 2, b"")
+    processes.submit(0, 2, Parcel(b""))
     with pytest.raises(WorkersFailed):
         processes.wait(None)
     processes.close()
@@ -485,7 +486,7 @@ def test_with_the_nursery_its_workers_are_lost_and_all_is_started_anew(
     for worker in (0, 1):
         run(processes, "", worker)
     pids = processes.pids()
-    processes.submit(0, 5, b"mark(5, 2)\ntime.sleep(60)")
+    processes.submit(0, 5, Parcel(b"mark(5, 2)\ntime.sleep(60)"))
     os.kill(nursery_of(processes), number)
     lost = sorted(events(processes, 2), key=lambda event: event.worker)
     assert [(e.worker, isinstance(e, Lost) and e.death.own) for e in lost] == [(0, False), (1, False)]
@@ -506,7 +507,7 @@ def test_a_nursery_that_is_stopped_is_started_anew(start: Start) -> None:
     nursery = nursery_of(processes)
     os.kill(nursery, signal.SIGSTOP)
     until(lambda: stopped(nursery))
-    processes.submit(1, 0, b"")
+    processes.submit(1, 0, Parcel(b""))
     lost = events(processes, 2)
     assert [isinstance(event, Lost) and event.death.own for event in lost] == [False, False]
     assert run(processes, "answer = 'as before'", worker=1) == "as before"
@@ -563,7 +564,7 @@ def test_closing_ends_all_within_a_second_whatever_they_do(start: Start) -> None
     processes = start(4)
     for worker, code in enumerate((*BUSY.values(), "")):
         run(processes, "", worker)
-        processes.submit(worker, 1, code.encode())
+        processes.submit(worker, 1, Parcel(code.encode()))
     pids = [*processes.pids().values(), nursery_of(processes)]
     os.kill(pids[3], signal.SIGSTOP)
     began = time.monotonic()
@@ -589,7 +590,7 @@ def test_closing_ends_a_stopped_nursery_and_its_workers(start: Start) -> None:
 
 def test_closing_does_not_wait_for_tasks_that_take_long_to_load(start: Start) -> None:
     processes = start(1, "import time\ntime.sleep(100)")
-    processes.submit(0, 0, b"")
+    processes.submit(0, 0, Parcel(b""))
     assert processes.wait(0.3) == []
     pid = nursery_of(processes)
     processes.close()
@@ -614,8 +615,10 @@ def test_two_hundred_deaths_leave_no_descriptor_and_no_process(start: Start) -> 
     before = open_files(os.getpid()), open_files(nursery)
     for number in range(100):
         for worker in (0, 1):
-            processes.submit(worker, number, b"os._exit(3)" if number % 2 else b"answer = b'x' * 1_500_000")
-            processes.submit(worker, number, b"os._exit(4)")
+            processes.submit(
+                worker, number, Parcel(b"os._exit(3)" if number % 2 else b"answer = b'x' * 1_500_000")
+            )
+            processes.submit(worker, number, Parcel(b"os._exit(4)"))
         found = events(processes, 2 if number % 2 else 4)
         assert sum(isinstance(event, Lost) for event in found) == 2
         del found
@@ -628,13 +631,14 @@ def test_two_hundred_deaths_leave_no_descriptor_and_no_process(start: Start) -> 
 # A program of its own, since it is to be killed, or to be sent what a terminal sends.
 HUB = """
 import pickle, os, signal, sys, time
+from secondpass.engine.executor import Parcel
 from secondpass.engine.recipe import Recipe
 from secondpass.engine.workers import LocalProcesses
 if __name__ == "__main__":
     recipe = Recipe([PROBE_PATH, *sys.path], [], ".", tasks=pickle.dumps(()), worker="worker_probe:Probe")
     processes = LocalProcesses(recipe, 3)
     for worker in range(3):
-        processes.submit(worker, 0, b"")
+        processes.submit(worker, 0, Parcel(b""))
     found = []
     while len(found) < 3:
         found += processes.wait(1.0)
@@ -675,7 +679,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nobody_outlives_the_hub(hub: Callable[..., subprocess.Popen[str]], number: signal.Signals) -> None:
     process = hub(
-        *(f"processes.submit({n}, 1, {code.encode()!r})" for n, code in enumerate(BUSY.values())),
+        *(f"processes.submit({n}, 1, Parcel({code.encode()!r}))" for n, code in enumerate(BUSY.values())),
         "print(processes._nursery.process.pid, *processes.pids().values(), flush=True)",
         "processes.wait(None)",
     )
@@ -704,10 +708,10 @@ def test_nobody_outlives_a_hub_that_dies_while_the_tasks_are_loaded(
 def test_ctrl_c_is_the_hubs_alone(hub: Callable[..., subprocess.Popen[str]]) -> None:
     process = hub(
         "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True))",
-        "processes.submit(0, 1, b'time.sleep(0.5)\\nanswer = \"undisturbed\"')",
+        "processes.submit(0, 1, Parcel(b'time.sleep(0.5)\\nanswer = \"undisturbed\"'))",
         "print('ready', flush=True)",
-        "print(bytes(processes.wait(30.0)[0].answer).decode(), flush=True)",
-        "processes.submit(1, 1, b'')",
+        "print(bytes(processes.wait(30.0)[0].answer.body).decode(), flush=True)",
+        "processes.submit(1, 1, Parcel(b''))",
         "print(len(processes.wait(30.0)), flush=True)",
         "processes.close()",
     )
@@ -720,7 +724,7 @@ def test_ctrl_c_is_the_hubs_alone(hub: Callable[..., subprocess.Popen[str]]) -> 
 def test_the_hubs_output_is_its_own(hub: Callable[..., subprocess.Popen[str]]) -> None:
     code = "print('from a worker')\nos.write(1, b'raw')\nos.system('echo from a program')"
     process = hub(
-        f"processes.submit(0, 1, {code.encode()!r})",
+        f"processes.submit(0, 1, Parcel({code.encode()!r}))",
         "processes.wait(30.0)",
         "print('data')",
         "processes.close()",
@@ -731,7 +735,7 @@ def test_the_hubs_output_is_its_own(hub: Callable[..., subprocess.Popen[str]]) -
 @pytest.mark.parametrize("closed", ["0", "1", "2", "012"])
 def test_a_hub_without_standard_streams_has_workers(probed: object, tmp_path: Path, closed: str) -> None:
     lines = (
-        "processes.submit(0, 1, b'print(1, flush=True)')",
+        "processes.submit(0, 1, Parcel(b'print(1, flush=True)'))",
         "print('data', file=open('out', 'w'))" if "1" in closed else "print('data')",
         "open('told', 'w').write(type(processes.wait(30.0)[0]).__name__)",
         "processes.close()",
@@ -753,7 +757,7 @@ def test_a_hub_without_standard_streams_has_workers(probed: object, tmp_path: Pa
 
 def test_the_time_that_all_are_stopped_is_no_event_s(hub: Callable[..., subprocess.Popen[str]]) -> None:
     process = hub(
-        "processes.submit(0, 1, b'mark(1, 0)\\ntime.sleep(1.0)', 2.0)",
+        "processes.submit(0, 1, Parcel(b'mark(1, 0)\\ntime.sleep(1.0)'), 2.0)",
         "print('ready', flush=True)",
         "print(type(processes.wait(30.0)[0]).__name__, flush=True)",
         "processes.close()",
@@ -769,8 +773,8 @@ def test_the_time_that_all_are_stopped_is_no_event_s(hub: Callable[..., subproce
 def test_flags_of_the_interpreter_hold_for_workers(hub: Callable[..., subprocess.Popen[str]]) -> None:
     code = "answer = (sys.warnoptions, sys._xoptions, sys.flags.optimize)"
     process = hub(
-        f"processes.submit(0, 1, {code.encode()!r})",
-        "print(bytes(processes.wait(30.0)[0].answer).decode())",
+        f"processes.submit(0, 1, Parcel({code.encode()!r}))",
+        "print(bytes(processes.wait(30.0)[0].answer.body).decode())",
         "processes.close()",
         options=("-O", "-W", "error::FutureWarning", "-X", "utf8"),
     )
@@ -810,13 +814,14 @@ class Keep(Task[Seen]):
 def run(self, **options):
     from secondpass.engine.recipe import recipe_for
     from secondpass.engine.workers import LocalProcesses
+    from secondpass.engine.executor import Parcel
     import msgspec
     recipe = recipe_for(self)
     recipe = msgspec.structs.replace(recipe, path=[PROBE_PATH, *recipe.path], worker="worker_probe:Probe")
     processes = LocalProcesses(recipe, 1)
-    processes.submit(0, 0, b"answer = [type(t).__module__ for t in tasks]")
+    processes.submit(0, 0, Parcel(b"answer = [type(t).__module__ for t in tasks]"))
     try:
-        print(bytes(processes.wait(30.0)[0].answer).decode())
+        print(bytes(processes.wait(30.0)[0].answer.body).decode())
     finally:
         processes.close()
 

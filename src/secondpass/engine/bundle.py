@@ -4,19 +4,21 @@
     answer      number, what became of each event, changed cells, changed values
 
 Both are msgpack arrays. Events and cells equal their decoded encoding (rule 2), so nothing is lost on the way.
-An event that is passed on as it came, or dropped, takes one byte of the answer.
+An event that is passed on as it came, or dropped, takes one byte of the answer. Large arrays of events lie beside
+(`Parcel`), and are decoded where they lie.
 """
 
 from __future__ import annotations
 
 import functools
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from secondpass.codec import codec_for, unpack
+from secondpass.codec import codec_for, found_beside, pack_beside, unpack
+from secondpass.engine.executor import Parcel
 from secondpass.engine.names import find_type, type_name
 from secondpass.event import untyped
 
@@ -30,6 +32,7 @@ OUT_OF_MEMORY = 99
 """The exit code of a worker in which `handle` ran out of memory: another process may have enough."""
 
 Raw = msgspec.Raw
+Beside = Sequence[bytes | memoryview]
 Encoded = tuple[list[str | None], list[int] | None, Raw]
 """Events: the names of their types (None for untyped), which has which if they are several, and their bodies."""
 
@@ -89,8 +92,13 @@ decode_bundle = msgspec.msgpack.Decoder(Bundle).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 
+def parcel(content: Any) -> Parcel:
+    """A bundle or an answer, ready to be sent."""
+    return Parcel(*pack_beside(content))
+
+
 def encode_events(events: Sequence[Any]) -> Any:
-    """Events in a form that `pack` makes bytes of, and `decode_events` events again."""
+    """Events in a form that `parcel` makes bytes of, and `decode_events` events again."""
     kinds = dict.fromkeys(map(type, events))
     if len(kinds) == 1:
         (kind,) = kinds
@@ -99,16 +107,13 @@ def encode_events(events: Sequence[Any]) -> Any:
     return list(map(type_name, kinds)), [index[e.__class__] for e in events], events
 
 
-def decode_events(encoded: Encoded) -> list[Any]:
-    """The inverse of `encode_events`."""
+def decode_events(encoded: Encoded, beside: Beside = ()) -> list[Any]:
+    """The inverse of `encode_events`; `beside` is the parcel's."""
     names, which, body = encoded
     if which is None:
         name = names[0] if names else None
-        if name is None:
-            found: list[Any] = unpack(body)
-            return list(map(untyped, found))
-        return _list_decoder(name)(body)
-    decoders = [_one_decoder(name) for name in names]
+        return (_list_decoder(name, beside) if beside else _kept_list_decoder(name))(body)
+    decoders = [_one_decoder(name, beside) if beside else _kept_one_decoder(name) for name in names]
     raws: list[Raw] = _raws(body)
     return [decoders[kind](raw) for kind, raw in zip(which, raws, strict=True)]
 
@@ -116,14 +121,22 @@ def decode_events(encoded: Encoded) -> list[Any]:
 _raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
-@functools.lru_cache(maxsize=1024)
-def _list_decoder(name: str) -> Any:
-    return codec_for(find_type(name)).decoder_of_list().decode
+def _list_decoder(name: str | None, beside: Beside = ()) -> Callable[[Raw], list[Any]]:
+    if name is not None:
+        return codec_for(find_type(name)).decoder_of_list(beside).decode
+    decode = msgspec.msgpack.Decoder(list[Any], ext_hook=found_beside(beside)).decode
+    return lambda raw: list(map(untyped, decode(raw)))
 
 
-@functools.lru_cache(maxsize=1024)
-def _one_decoder(name: str | None) -> Any:
-    return _untyped if name is None else codec_for(find_type(name)).decode
+def _one_decoder(name: str | None, beside: Beside = ()) -> Callable[[Raw], Any]:
+    if name is not None:
+        return codec_for(find_type(name)).decoder(beside).decode
+    decode = msgspec.msgpack.Decoder(ext_hook=found_beside(beside)).decode
+    return lambda raw: untyped(decode(raw))
+
+
+_kept_list_decoder = functools.lru_cache(maxsize=1024)(_list_decoder)
+_kept_one_decoder = functools.lru_cache(maxsize=1024)(_one_decoder)
 
 
 def encode_keys(keys: list[frozenset[Any]], *, plain: bool) -> Any:
@@ -138,7 +151,3 @@ def decode_keys(raw: Raw) -> list[frozenset[Any]]:
     """The inverse of `encode_keys`."""
     found: Any = unpack(raw)
     return pickle.loads(found) if isinstance(found, bytes) else list(map(frozenset[Any], found))  # noqa: S301 - from our own hub
-
-
-def _untyped(raw: Raw) -> Any:
-    return untyped(unpack(raw))

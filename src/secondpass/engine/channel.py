@@ -1,11 +1,14 @@
-"""Framed messages over a Unix stream socket, with descriptors and with large bodies beside it.
+"""Framed messages over a Unix stream socket, with descriptors and with what is large beside it.
 
     magic    4   `2dps`
-    shared   2   1: the body is in a shared memory file, whose descriptor comes with the frame
+    parts    4   how many parts are in a shared memory file, whose descriptor comes with the frame; or 0
     fds      2   how many descriptors come with the frame, that file's first
-    size     8   bytes of the body
+    size     8   bytes of the body, or of that file
     tag      8   the sender's own
     body         `size` bytes, unless it is shared
+
+A shared file holds the body and what goes beside it, each from a multiple of 64 on, then the sizes of them all,
+8 bytes each. That is the only copy of it: the sender writes it from where it lies, the receiver looks at the map.
 
 Invariants: a channel that does not block never waits for the other side, in `send` no more than in `receive`; what
 the other side had sent before it ended is received. A descriptor that was given to `send` belongs to the channel,
@@ -18,22 +21,27 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import itertools
 import mmap
 import os
 import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+
+from secondpass.codec import SealedMap
 
 SHARED_FROM = 1 << 20
 """From this size on, a body in a shared file costs no more than one in the socket, whose buffer it would not fit."""
 
-_HEADER = struct.Struct("<4sHHQq")
+_HEADER = struct.Struct("<4sIHQq")
 _MAGIC = b"2dps"
 _BUFFER = 1 << 18
 _MAX_FDS = 4
+_ALIGN = 64
+_PARTS_AT_ONCE = 1000  # the system takes 1024
 _ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _CLOSE_ON_EXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _NO_SIGPIPE = int(getattr(socket, "MSG_NOSIGNAL", 0))
@@ -50,6 +58,7 @@ class Message(NamedTuple):
     tag: int
     body: bytes | memoryview
     fds: tuple[int, ...] = ()
+    beside: Sequence[bytes | memoryview] = ()
 
 
 def shared_file(name: str) -> int:
@@ -62,11 +71,19 @@ def shared_file(name: str) -> int:
         return os.dup(file.fileno())
 
 
-def write_whole(fd: int, content: bytes | memoryview) -> None:
-    """Write all of it."""
-    rest = memoryview(content)
+def write_whole(fd: int, *parts: bytes | memoryview) -> None:
+    """Write all of them, one behind the other."""
+    rest = deque(part for part in parts if len(part))
     while rest:
-        rest = rest[os.write(fd, rest) :]
+        _shorten(rest, os.writev(fd, list(itertools.islice(rest, _PARTS_AT_ONCE))))
+
+
+def _shorten(parts: deque[bytes | memoryview], count: int) -> None:
+    """Take away what was written."""
+    while parts and count >= len(parts[0]):
+        count -= len(parts.popleft())
+    if count:
+        parts[0] = memoryview(parts[0])[count:]
 
 
 class Channel:
@@ -92,12 +109,18 @@ class Channel:
 
     # ---------------------------------------------------------------- sending
 
-    def send(self, body: bytes | memoryview, tag: int = 0, fds: Iterable[int] = ()) -> None:
+    def send(
+        self,
+        body: bytes | memoryview,
+        tag: int = 0,
+        fds: Iterable[int] = (),
+        beside: Sequence[bytes | memoryview] = (),
+    ) -> None:
         """Send a message, or as much of it as the socket takes now; `flush` sends the rest.
 
         Nothing is raised when the other side is gone: who receives learns that.
         """
-        self._outgoing.append(_Outgoing(body, tag, [*fds]))
+        self._outgoing.append(_Outgoing(body, tag, [*fds], beside))
         self.flush()
 
     def flush(self) -> None:
@@ -167,13 +190,19 @@ class Channel:
             return
         start, view = 0, self._view
         while self._filled - start >= _HEADER.size:
-            magic, shared, fd_count, size, tag = _HEADER.unpack_from(self._buffer, start)
-            if magic != _MAGIC or shared > 1 or fd_count > _MAX_FDS or (not shared and size >= SHARED_FROM):
+            magic, parts, fd_count, size, tag = _HEADER.unpack_from(self._buffer, start)
+            if (
+                magic != _MAGIC
+                or fd_count > _MAX_FDS
+                or (parts and not fd_count)
+                or (not parts and size >= SHARED_FROM)
+            ):
                 raise Garbled("what came through the channel is no message")
             fds = self._claim(fd_count)
             start += _HEADER.size
-            if shared:
-                found.append(Message(tag, _map(fds[0], size), fds[1:]))
+            if parts:
+                body, *beside = _map(fds[0], size, parts)
+                found.append(Message(tag, body, fds[1:], beside))
             elif self._filled - start >= size:
                 found.append(Message(tag, bytes(view[start : start + size]), fds))
                 start += size
@@ -219,22 +248,27 @@ class _Outgoing:
 
     __slots__ = ("_fds", "_parts", "_shared")
 
-    def __init__(self, body: bytes | memoryview, tag: int, fds: list[int]) -> None:
-        size = len(body)
+    def __init__(
+        self, body: bytes | memoryview, tag: int, fds: list[int], beside: Sequence[bytes | memoryview]
+    ) -> None:
         # The shared file is made when the message's turn has come: a queue of large messages holds one descriptor.
-        self._shared: bytes | memoryview | None = body if size >= SHARED_FROM else None
+        self._shared = _laid_out([body, *beside]) if beside or len(body) >= SHARED_FROM else []
         self._fds = fds
-        shared = self._shared is not None
-        header = _HEADER.pack(_MAGIC, shared, len(fds) + shared, size, tag)
-        self._parts: list[bytes | memoryview] = [header] if shared or not size else [header, body]
+        if self._shared:
+            header = (1 + len(beside), len(fds) + 1, sum(map(len, self._shared)))
+            content: list[bytes | memoryview] = []
+        else:
+            header = (0, len(fds), len(body))
+            content = [body] if len(body) else []
+        self._parts = deque([_HEADER.pack(_MAGIC, *header, tag), *content])
 
     def write(self, sock: socket.socket) -> bool:
         """Write what the socket takes; whether that was all."""
-        if self._shared is not None:
+        if self._shared:
             fd = shared_file("secondpass-message")
             self._fds.insert(0, fd)
-            write_whole(fd, self._shared)
-            self._shared = None
+            write_whole(fd, *self._shared)
+            self._shared = []
         while self._parts:
             ancillary: list[Any] = (
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._fds))] if self._fds else []
@@ -248,10 +282,7 @@ class _Outgoing:
                     raise
                 return False
             self.close()  # descriptors travel with the first byte
-            while self._parts and count >= len(self._parts[0]):
-                count -= len(self._parts.pop(0))
-            if count:
-                self._parts[0] = memoryview(self._parts[0])[count:]
+            _shorten(self._parts, count)
         return True
 
     def close(self) -> None:
@@ -260,13 +291,26 @@ class _Outgoing:
             os.close(self._fds.pop())
 
 
-def _map(fd: int, size: int) -> memoryview:
-    """The shared file's content, mapped until the last view of it is gone."""
+def _laid_out(parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """The content of a shared file, piece by piece."""
+    found: list[bytes | memoryview] = []
+    for part in parts:
+        found += (part, bytes(-len(part) % _ALIGN))
+    return [*found, struct.pack(f"<{len(parts)}Q", *map(len, parts))]
+
+
+def _map(fd: int, size: int, count: int) -> list[memoryview]:
+    """The parts of a shared file, mapped until the last view of them is gone."""
     try:
         # Older Pythons keep a descriptor of their own for as long as the map lives.
         more: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-        return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ, **more))
-    except (OSError, ValueError) as error:
+        whole = memoryview(SealedMap(fd, size, access=mmap.ACCESS_READ, **more))
+        sizes = struct.unpack_from(f"<{count}Q", whole, size - 8 * count)
+    except (OSError, ValueError, struct.error) as error:
         raise Garbled(f"a shared message cannot be mapped: {error}") from None
     finally:
         os.close(fd)
+    *starts, end = itertools.accumulate((n + -n % _ALIGN for n in sizes), initial=0)
+    if end != size - 8 * count:
+        raise Garbled("the parts of a shared message do not fill it")
+    return [whole[at : at + n] for at, n in zip(starts, sizes, strict=True)]

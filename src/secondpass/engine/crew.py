@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from secondpass.engine.executor import Death, Done, Executor, Lost
+from secondpass.engine.executor import Death, Done, Executor, Lost, Parcel
 from secondpass.engine.quarantine import OUTSIDE_MAX, Quarantine, cause
 from secondpass.engine.schedule import Sent
 from secondpass.engine.summary import Deaths, Summary
@@ -83,7 +83,7 @@ class Crew:
         """Whether a worker has an event on trial, beside which it gets nothing else."""
         return any(flight.alone for flight in self._flights[worker])
 
-    def submit(self, worker: int, flight: Flight, message: bytes, limit_s: float | None) -> None:
+    def submit(self, worker: int, flight: Flight, message: Parcel, limit_s: float | None) -> None:
         self._flights[worker].append(flight)
         self.executor.submit(worker, flight.number, message, limit_s)
 

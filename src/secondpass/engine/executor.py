@@ -1,15 +1,29 @@
 """What the hub asks of whoever runs bundles: processes of this machine today, a cluster engine another day.
 
-A bundle is bytes, and so is its answer (`bundle.py` says what is in them). A worker handles its bundles one after
-the other, in the order in which they were submitted. It owns nothing: whatever it had when it is lost is run again.
+A bundle is bytes, and so is its answer (`bundle.py` says what is in them); large arrays lie beside them. A worker
+handles its bundles one after the other, in the order in which they were submitted. It owns nothing: whatever it had
+when it is lost is run again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 BETWEEN, SETTING_UP, DECODING = -1, -2, -3
 """Stand for the index of an event: the worker was between bundles, in a task's `setup()`, or reading a bundle."""
+
+
+class Parcel(NamedTuple):
+    """A bundle or an answer on its way."""
+
+    body: bytes | memoryview
+    beside: Sequence[bytes | memoryview] = ()
+    """What is too large to be copied into the body, in the order in which the body counts it."""
+
+    @property
+    def size(self) -> int:
+        return len(self.body) + sum(map(len, self.beside))
 
 
 class Death(NamedTuple):
@@ -31,7 +45,7 @@ class Done(NamedTuple):
     """A worker's answer to its oldest bundle."""
 
     worker: int
-    answer: bytes | memoryview
+    answer: Parcel
 
 
 class Lost(NamedTuple):
@@ -46,7 +60,7 @@ class Executor(Protocol):
 
     size: int
 
-    def submit(self, worker: int, number: int, bundle: bytes, limit_s: float | None = None) -> None:
+    def submit(self, worker: int, number: int, bundle: Parcel, limit_s: float | None = None) -> None:
         """Give a worker a bundle, behind those that it has; never waits. `limit_s` bounds each event."""
         ...
 

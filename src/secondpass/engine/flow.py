@@ -112,7 +112,7 @@ class Flow:
     def _submit(self, lane: WorkerLane, worker: int, sent: Sent, behind: Sent | None, *, alone: bool) -> None:
         number = self._crew.next_number()
         message = lane.message(sent, number, worker, behind)
-        lane.gauge.bytes += len(message)
+        lane.gauge.bytes += message.size
         self._crew.submit(worker, Flight(number, lane, sent, alone), message, lane.limit_of(sent))
 
     def _receive(self, *, wait: bool) -> None:
@@ -120,12 +120,12 @@ class Flow:
             raise InternalError("the schedule stands still: events wait, and none of them runs")
         for event in self._crew.wait(None if wait else 0.0):
             if isinstance(event, Done):
-                answer = decode_answer(event.answer)
+                answer = decode_answer(event.answer.body)
                 flight = self._crew.landed(event.worker, answer.number)
                 if flight is None:
                     continue  # of an epoch that was given up
                 lane: WorkerLane = flight.lane
-                lane.gauge.bytes += len(event.answer)
+                lane.gauge.bytes += event.answer.size
                 if answer.setup_error is not None:
                     text, trace = answer.setup_error
                     raise SetupFailed(
@@ -137,7 +137,7 @@ class Flow:
                     continue
                 if flight.alone:
                     self._crew.quarantine.survived(lane.place_of(flight.sent.nodes[0]))
-                lane.receive(flight.sent, answer)
+                lane.receive(flight.sent, answer, event.answer.beside)
             else:
                 self._lost(event)
 

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from secondpass.engine.bundle import decode_bundle, decode_events
-from secondpass.engine.executor import Death, Done, Lost
+from secondpass.engine.executor import Death, Done, Lost, Parcel
 from secondpass.engine.worker import Worker
 from secondpass.task import Task
 
@@ -39,9 +39,9 @@ class InProcess:
         self._lose = lose
         self._fatal = fatal
         self._workers: dict[int, Worker] = {}
-        self._waiting: list[deque[bytes]] = [deque() for _ in range(size)]
+        self._waiting: list[deque[Parcel]] = [deque() for _ in range(size)]
 
-    def submit(self, worker: int, number: int, bundle: bytes, limit_s: float | None = None) -> None:  # noqa: ARG002
+    def submit(self, worker: int, number: int, bundle: Parcel, limit_s: float | None = None) -> None:  # noqa: ARG002
         """Give a worker a bundle; its events are not bounded here."""
         self._waiting[worker].append(bundle)
 
@@ -59,8 +59,9 @@ class InProcess:
         if self._random.random() < self._lose:
             return [self._lost(worker, Death("killed by SIGKILL", own=False, bundle=-1, event=-1, stack=""))]
         if self._fatal is not None:
-            bundle = decode_bundle(self._waiting[worker][0])
-            for i, event in enumerate(decode_events(bundle.events)):
+            body, beside = self._waiting[worker][0]
+            bundle = decode_bundle(body)
+            for i, event in enumerate(decode_events(bundle.events, beside)):
                 if self._fatal(event):
                     death = Death("killed by SIGSEGV", own=True, bundle=bundle.number, event=i, stack="")
                     return [self._lost(worker, death)]

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from typing import Any
 
-from secondpass.codec import pack
 from secondpass.engine.bundle import (
     DROPPED,
     KEPT,
@@ -22,12 +21,15 @@ from secondpass.engine.bundle import (
     PASSED,
     WHOLE,
     Answer,
+    Beside,
     More,
     decode_events,
     encode_events,
     encode_keys,
+    parcel,
 )
 from secondpass.engine.epoch import Epoch, Where, path_of
+from secondpass.engine.executor import Parcel
 from secondpass.engine.placement import Gauge, serial
 from secondpass.engine.quarantine import Place
 from secondpass.engine.schedule import Schedule, Sent
@@ -126,6 +128,7 @@ class WorkerLane(Lane):
         self._events: list[Any] = []
         self._where: list[Where] = []
         self._became: list[Any] = []
+        self._beside: dict[int, Beside] = {}  # by index: what large arrays of it came beside its answer
         self._slots: list[int] = []  # of a node: the index of its event
         self._next = 0
         self.singly = False
@@ -220,8 +223,8 @@ class WorkerLane(Lane):
         """Whether this worker may have this task."""
         return self.copies is None or worker < self.copies
 
-    def message(self, sent: Sent, number: int, worker: int, behind: Sent | None) -> bytes:
-        """A bundle as bytes: its events, and the cells that its worker does not have already."""
+    def message(self, sent: Sent, number: int, worker: int, behind: Sent | None) -> Parcel:
+        """A bundle, ready to be sent: its events, and the cells that its worker does not have already."""
         slots = [self._slots[node] for node in sent.nodes]
         events = [self._events[s] for s in slots]
         places = [self._where[s] for s in slots]
@@ -249,7 +252,7 @@ class WorkerLane(Lane):
                 there: Any = [self.order.keys[node] for node in behind.nodes]
                 wanted = wanted.difference(*there)
             cells = self._cells(wanted)
-        return pack(
+        return parcel(
             (
                 number,
                 self.stage.number,
@@ -298,11 +301,13 @@ class WorkerLane(Lane):
 
     # ---- receive
 
-    def receive(self, sent: Sent, answer: Answer) -> None:
+    def receive(self, sent: Sent, answer: Answer, beside: Beside) -> None:
         """Take what came of a bundle."""
         became, slots, more = self._became, self._slots, iter(answer.more)
         for node, what in zip(sent.nodes, answer.became, strict=True):
             became[slots[node]] = next(more) if what == MORE else what
+            if beside and what == MORE:
+                self._beside[slots[node]] = beside
         stage = self.stage
         for name, (keys, entries, gone) in answer.cells.items():
             codec, delta, base = self._codecs[name], stage.deltas[name], stage.tables[name]
@@ -378,7 +383,7 @@ class WorkerLane(Lane):
                     tally.dropped += 1
                 else:
                     tally.events += 1
-                    self._release(what, event, w, passed)
+                    self._release(what, event, w, self._beside.pop(at - 1, ()), passed)
                     continue
                 tally.events += 1
                 tally.error_streak = 0
@@ -387,7 +392,9 @@ class WorkerLane(Lane):
             self.parts.append(passed)
         return passed
 
-    def _release(self, what: More | Verdict | WorkerLost, event: Any, where: Where, passed: Passed) -> None:
+    def _release(
+        self, what: More | Verdict | WorkerLost, event: Any, where: Where, beside: Beside, passed: Passed
+    ) -> None:
         """An event of which more came than passing or dropping it."""
         if isinstance(what, WorkerLost):
             self.stage.failed(self._epoch, event, where, what, passed)
@@ -400,7 +407,9 @@ class WorkerLane(Lane):
             error = TaskFault(text) if fault else Told(text, trace)
             self.stage.failed(self._epoch, event, where, error, passed)
             return
-        results = [event] if what.itself else [] if what.results is None else decode_events(what.results)
+        results = [event] if what.itself else []
+        if what.results is not None:
+            results = decode_events(what.results, beside)
         tally = passed.tally
         tally.error_streak = 0
         tally.add(what.counts)
@@ -408,7 +417,7 @@ class WorkerLane(Lane):
         tally.dropped += not results
         passed.extend(results, what.branched, where)
         for stream, encoded in what.emitted:
-            passed.emitted += [(stream, emitted, where) for emitted in decode_events(encoded)]
+            passed.emitted += [(stream, emitted, where) for emitted in decode_events(encoded, beside)]
         passed.logged += [
             logging.LogRecord(name, level, "", 0, text, None, None) for name, level, text in what.logged
         ]

@@ -38,7 +38,7 @@ from typing import Any, NoReturn, Protocol, cast
 import msgspec
 
 from secondpass.engine.channel import Channel
-from secondpass.engine.executor import BETWEEN, SETTING_UP
+from secondpass.engine.executor import BETWEEN, SETTING_UP, Parcel
 from secondpass.engine.recipe import Recipe, load_tasks
 from secondpass.record import error_text, trace_text
 from secondpass.task import Task
@@ -52,7 +52,7 @@ _pack = msgspec.msgpack.encode
 class Answers(Protocol):
     """What a worker process runs: `engine.worker.Worker`."""
 
-    def answer(self, message: bytes | memoryview, /) -> bytes: ...
+    def answer(self, given: Parcel, /) -> Parcel: ...
 
 
 class Desk:
@@ -214,11 +214,12 @@ def _answer(
     while not channel.ended:
         messages = channel.receive()
         while messages:
-            tag, body, _ = messages.pop(0)
+            tag, body, _, beside = messages.pop(0)
             bound(bool(tag & 1))
             mark(tag >> 1, BETWEEN)
-            channel.send(worker.answer(body))
-            del body  # the bundle may be a map of some megabytes
+            answer = worker.answer(Parcel(body, beside))
+            channel.send(answer.body, beside=answer.beside)
+            del body, beside, answer  # they may be a map of many megabytes
 
 
 def _flush() -> None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from secondpass.codec import pack
 from secondpass.engine.bundle import (
     DROPPED,
     KEPT,
@@ -22,14 +21,16 @@ from secondpass.engine.bundle import (
     OUT_OF_MEMORY,
     PASSED,
     Answer,
+    Beside,
     Bundle,
     More,
     decode_bundle,
     decode_events,
     decode_keys,
     encode_events,
+    parcel,
 )
-from secondpass.engine.executor import BETWEEN, DECODING, SETTING_UP
+from secondpass.engine.executor import BETWEEN, DECODING, SETTING_UP, Parcel
 from secondpass.engine.overlay import Delta, Layered
 from secondpass.engine.stage import no_moment
 from secondpass.errors import TaskFault
@@ -50,9 +51,9 @@ class Worker:
         self._mark = mark
         self._runners: dict[int, _Runner] = {}
 
-    def answer(self, message: bytes | memoryview) -> bytes:
+    def answer(self, given: Parcel) -> Parcel:
         """Run a bundle, and give what came of it."""
-        bundle = decode_bundle(message)
+        bundle = decode_bundle(given.body)
         self._mark(bundle.number, DECODING)
         failpoint("worker.bundle.before")
         runner = self._runners.get(bundle.task)
@@ -62,9 +63,9 @@ class Worker:
                 runner = self._runners[bundle.task] = _Runner(self._tasks[bundle.task], self._mark)
             except CAUGHT as error:
                 failed = (error_text(error), trace_text(error))
-                return pack(Answer(bundle.number, 0.0, b"", [], {}, {}, failed))
+                return parcel(Answer(bundle.number, 0.0, b"", [], {}, {}, failed))
             self._mark(bundle.number, DECODING)
-        answer = runner.run(bundle)
+        answer = runner.run(bundle, given.beside)
         self._mark(bundle.number, BETWEEN)
         failpoint("worker.bundle.after")
         return answer
@@ -83,7 +84,7 @@ class _Runner:
         self._last: dict[str, dict[Any, Any]] = {}
         self._values: dict[str, bytes] = {}
 
-    def run(self, bundle: Bundle) -> bytes:
+    def run(self, bundle: Bundle, beside: Beside) -> Parcel:
         began = time.perf_counter()
         keyed = bundle.mode == KEYED
         cells = self._cells(bundle)
@@ -95,7 +96,7 @@ class _Runner:
             self._values = bundle.values
         step.values.clear()
         step.values.rests = dict(self._values)
-        events = decode_events(bundle.events)
+        events = decode_events(bundle.events, beside)
         keys = decode_keys(bundle.keys) if keyed and type(self._task)._shape.stateful else None
         became, more = bytearray(len(events)), list[More]()
         if not (len(events) > 1 and not bundle.singly and self._run_batch(bundle, events, became, more)):
@@ -106,7 +107,7 @@ class _Runner:
         values = {n: rest for n, rest in step.values.rests.items() if self._values.get(n) != rest}
         self._remember(cells, deltas, keys)
         seconds = time.perf_counter() - began
-        return pack((bundle.number, seconds, became, more, changed, values))
+        return parcel((bundle.number, seconds, became, more, changed, values))
 
     def _cells(self, bundle: Bundle) -> dict[str, dict[Any, Any]]:
         """The resting cells by table: those that came, and those that are here already."""

@@ -23,7 +23,7 @@ from typing import NamedTuple, cast
 import msgspec
 
 from secondpass.engine.channel import Channel, Garbled, Message, shared_file, write_whole
-from secondpass.engine.executor import Death, Done, Lost
+from secondpass.engine.executor import Death, Done, Lost, Parcel
 from secondpass.engine.nursery import ENDED, FAILED, READY, SIGNAL, START, Desk, command
 from secondpass.engine.oom import kills_in_group
 from secondpass.engine.recipe import Recipe
@@ -212,7 +212,7 @@ class LocalProcesses:
 
     # ---------------------------------------------------------------- the contract
 
-    def submit(self, worker: int, number: int, bundle: bytes, limit_s: float | None = None) -> None:
+    def submit(self, worker: int, number: int, bundle: Parcel, limit_s: float | None = None) -> None:
         assert 0 <= worker < self.size
         assert not self._closed
         if self._failure is not None:
@@ -229,7 +229,7 @@ class LocalProcesses:
         if not process.given:
             process.heard = now
         process.given.append(_Given(number, limit_s))
-        process.channel.send(bundle, number << 1 | (limit_s is not None))
+        process.channel.send(bundle.body, number << 1 | (limit_s is not None), beside=bundle.beside)
         self._watch(process.channel)
 
     def renew(self, worker: int) -> None:
@@ -372,7 +372,7 @@ class LocalProcesses:
                 raise Garbled("wrote to its channel by itself")
             process.given.popleft()
             process.heard = time.monotonic()
-            self._found.append(Done(process.worker, message.body))
+            self._found.append(Done(process.worker, Parcel(message.body, message.beside)))
 
     def _hear(self, nursery: _Nursery) -> None:
         """Hear what the nursery reports; when it is gone, so are its workers."""
