@@ -14,6 +14,7 @@ import pytest
 from secondpass.engine.oom import kills_on_machine
 from secondpass.store.database import Store
 from secondpass.store.format import StoredLetter
+from secondpass.store.spool import Command, Spool
 
 APP = """
 import faulthandler, os, signal
@@ -127,6 +128,18 @@ def test_records_that_crashed_the_hub_stay_isolated_when_the_next_runs_are_cut_s
     assert [letter.position for letter in letters(tmp_path)] == list(POISON[:2])
     done = secondpass(tmp_path, "run", "app.py", "--limit", "10")
     assert "WARNING" not in done.stderr
+
+
+def test_records_that_crashed_the_hub_stay_isolated_when_commands_take_their_places(tmp_path: Path) -> None:
+    prepare(tmp_path, "os._exit(3)")
+    command = ("run", "app.py", "--workers", "0", "--limit", "701")
+    assert secondpass(tmp_path, *command, SECONDPASS_EPOCH_RECORDS="1").returncode == 3
+    spool = Spool(tmp_path / ".secondpass" / "fatal")
+    spool.put(Command("pause"))
+    spool.put(Command("resume"))
+    done = secondpass(tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    assert [letter.position for letter in letters(tmp_path)] == [n + 2 for n in POISON[:2]]
 
 
 def test_a_poison_event_sent_again_does_not_take_the_hub_down(tmp_path: Path) -> None:

@@ -83,14 +83,15 @@ class Hazard:
         os._exit = noted_exit  # type: ignore[assignment]
         self._undo.append(lambda: setattr(os, "_exit", before))
 
-    def covers(self, first: int, *, retry: bool = False) -> bool:
-        """Whether these records are among those that ended a run; a retry in front of them moves them on."""
-        if not self.found or first >= self._until:
-            return False
-        if retry:
+    def covers(self, first: int) -> bool:
+        """Whether the record at this position is among those that ended a run."""
+        return self.found and first < self._until
+
+    def command_at(self, position: int) -> None:
+        """A command is about to take this place: records that ended a run move on by one."""
+        if self.covers(position):
             self.count, self._until = self.count + 1, self._until + 1
             self._write(_BLAMED, exit_code=0)
-        return True
 
     def begin(self, first: int, count: int) -> None:
         """These records come into the hands of tasks in this process."""

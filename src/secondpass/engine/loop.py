@@ -163,6 +163,8 @@ class Hub:
         """Commit what became of a command: one that is done takes a position."""
         before = self.store.progress
         failpoint("command.before")
+        if self.hazard is not None and refusal is None:
+            self.hazard.command_at(before.position)
         progress = msgspec.structs.replace(
             before,
             position=before.position + (refusal is None),
@@ -230,11 +232,13 @@ class Hub:
     def _in_hand(self, epoch: Epoch) -> Generator[None]:
         """Note what runs in this process, for the next start if this one does not survive it."""
         hazard, placement = self.hazard, self.chain.placement
+        if hazard is not None and epoch.retry is not None:
+            hazard.command_at(epoch.first)
         if hazard is None or (epoch.dangerous and self.chain.crew is not None):
             yield
             return
         if placement.isolated:
-            placement.isolated = hazard.covers(epoch.first, retry=epoch.retry is not None)
+            placement.isolated = hazard.covers(epoch.first)
         if placement.isolated:
             yield
             return

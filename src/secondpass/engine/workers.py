@@ -17,8 +17,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections import deque
-from typing import NamedTuple, cast
+from typing import cast
 
 import msgspec
 
@@ -26,30 +25,24 @@ from secondpass.engine.channel import Channel, Garbled, Message, shared_file, wr
 from secondpass.engine.executor import Death, Done, Lost, Parcel
 from secondpass.engine.nursery import ENDED, FAILED, READY, SIGNAL, START, Desk, command
 from secondpass.engine.oom import kills_in_group
+from secondpass.engine.process import (
+    KILLED,
+    LOOK_S,
+    RESOLUTION_S,
+    Given,
+    Process,
+    Stops,
+    how_it_ended,
+    in_the_past,
+    is_stopped,
+)
 from secondpass.engine.recipe import Recipe
 from secondpass.errors import SetupFailed
 
-_OWN_SIGNALS = frozenset(
-    {
-        signal.SIGSEGV,
-        signal.SIGBUS,
-        signal.SIGFPE,
-        signal.SIGILL,
-        signal.SIGABRT,
-        signal.SIGSYS,
-        signal.SIGTRAP,
-        signal.SIGXCPU,
-        signal.SIGXFSZ,
-    }
-)
-_KILLED = "killed by SIGKILL"
-_LOOK_S = 1.0
-"""How long a process may be silent until somebody looks what is the matter with it, and between two looks."""
 _ABORT_S = 0.5
 """How long a worker over its limit has to write its stack."""
 _KILL_S = 3.0
 """How long a nursery has to report a worker that it was told to kill."""
-_RESOLUTION_S = 0.005
 _CLOSE_S = 0.4
 _STARTS_MAX = 3
 """How often a nursery is started again that is killed, from outside, before it has loaded the tasks."""
@@ -57,90 +50,6 @@ _STARTS_MAX = 3
 
 class WorkersFailed(SetupFailed):
     """No workers can be had: the process that starts them cannot load the tasks, or has died."""
-
-
-class _Given(NamedTuple):
-    """A bundle on its way."""
-
-    number: int
-    limit_s: float | None
-
-
-class _Process:
-    """A worker's process: started, or about to be."""
-
-    def __init__(self, key: int, worker: int, sock: socket.socket, desk: Desk, now: float) -> None:
-        self.key = key
-        self.worker = worker
-        self.channel = Channel(sock, blocking=False)
-        self.desk = desk
-        self.given: deque[_Given] = deque()
-        self.worn = False
-        self.heard = now
-        self.stops = _Stops()
-        self.verdict: Death | None = None
-        """What the hub has against it; how it ended then says nothing more."""
-        self.excused = 0.0
-        """When it was stopped: its event has all its time from then on."""
-        self.aborted: float | None = None
-        self.killed: float | None = None
-        self.cut_off: float | None = None
-        """Since when its channel is at its end while it is not reported dead."""
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id, once there is a process."""
-        return self.desk.cells[3] or None
-
-    def overdue(self, now: float, resumed: float) -> tuple[float, Death | None]:
-        """In how many seconds to look at the limit again; and what to say of an event that is over it."""
-        limit_s = self.given[0].limit_s if self.given else None
-        if limit_s is None:
-            return _LOOK_S, None
-        cells = self.desk.cells
-        began, bundle, index = cells[2], cells[0], cells[1]
-        if not began or bundle != self.given[0].number or index < 0 or cells[2] != began:
-            return max(limit_s, _RESOLUTION_S), None
-        left_s = max(began / 1e9, resumed, self.excused) + limit_s - now
-        if left_s > 0:
-            return max(left_s, _RESOLUTION_S), None
-        return 0.0, Death(f"ran longer than limit_s={limit_s:g}", True, bundle, index, "")
-
-    def death(self, how: str, own: bool) -> Death:
-        """How it ended, and where it was."""
-        cells, stack = self.desk.cells, self.desk.stack()
-        verdict = self.verdict
-        if verdict is None:
-            return Death(how, own, cells[0], cells[1], stack)
-        if verdict.event >= 0 and not (self.given and self.given[0].number == verdict.bundle):
-            # It went on while it was being stopped, and has answered: no event is to blame for its end.
-            return Death(verdict.how, False, cells[0], cells[1], stack)
-        return verdict._replace(stack=stack)
-
-
-class _Stops:
-    """Whether a process is stopped and stays so: seen twice, since Ctrl-Z and `fg` may come between two looks."""
-
-    def __init__(self) -> None:
-        self._looked = 0.0
-        self._seen = False
-
-    def look(self, pid: int, now: float) -> bool:
-        if now - self._looked < _LOOK_S:
-            return False
-        seen = self._seen and now - self._looked < 3 * _LOOK_S
-        self._looked = now
-        self._seen = _is_stopped(pid)
-        return seen and self._seen
-
-
-def _is_stopped(pid: int) -> bool:
-    import psutil  # a run in which nobody falls silent needs none
-
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
-    except psutil.Error:
-        return False
 
 
 def _open_standard_streams() -> None:
@@ -156,7 +65,7 @@ class _Nursery:
     def __init__(self, recipe: Recipe, now: float) -> None:
         self.ready = False
         self.began = self.looked = now
-        self.stops = _Stops()
+        self.stops = Stops()
         with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
             desk_fd = shared_file("secondpass-desk")
             given.callback(os.close, desk_fd)
@@ -200,8 +109,8 @@ class LocalProcesses:
         self._nursery: _Nursery | None = None
         self._killed_early = 0
         self._kills = kills_in_group()
-        self._slots: dict[int, _Process] = {}
-        self._by_key: dict[int, _Process] = {}
+        self._slots: dict[int, Process] = {}
+        self._by_key: dict[int, Process] = {}
         self._keys = 0
         self._found: list[Done | Lost] = []
         self._failure: str | None = None
@@ -228,7 +137,7 @@ class LocalProcesses:
                 return
         if not process.given:
             process.heard = now
-        process.given.append(_Given(number, limit_s))
+        process.given.append(Given(number, limit_s))
         process.channel.send(bundle.body, number << 1 | (limit_s is not None), beside=bundle.beside)
         self._watch(process.channel)
 
@@ -255,7 +164,7 @@ class LocalProcesses:
             elif pause_s is None and not self._selector.get_map():
                 return []  # nobody is there who could ever answer
             ready = self._selector.select(pause_s)
-            if pause_s is not None and time.monotonic() - now > max(0.0, pause_s) + _LOOK_S:
+            if pause_s is not None and time.monotonic() - now > max(0.0, pause_s) + LOOK_S:
                 self._resumed = time.monotonic()
             for key, events in ready:
                 if isinstance(key.data, _Nursery):
@@ -283,7 +192,7 @@ class LocalProcesses:
 
     # ---------------------------------------------------------------- starting and ending
 
-    def _start(self, worker: int, now: float) -> _Process | None:
+    def _start(self, worker: int, now: float) -> Process | None:
         try:
             with contextlib.ExitStack() as undo:
                 if self._nursery is None:
@@ -298,7 +207,7 @@ class LocalProcesses:
             self._fail(f"the system gives no more processes or files ({error})", "")
             return None
         self._keys += 1
-        process = _Process(self._keys, worker, ours, desk, now)
+        process = Process(self._keys, worker, ours, desk, now)
         self._slots[worker] = self._by_key[process.key] = process
         self._selector.register(process.channel, selectors.EVENT_READ, process)
         self._tell(START, process.key, (theirs.detach(), desk_fd))
@@ -309,17 +218,17 @@ class LocalProcesses:
         self._nursery.control.send(msgspec.msgpack.encode(content), tag, fds)
         self._watch(self._nursery.control)
 
-    def _signal(self, process: _Process, number: int, now: float) -> None:
+    def _signal(self, process: Process, number: int, now: float) -> None:
         if number == signal.SIGKILL and process.killed is None:
             process.killed = now
         self._tell(SIGNAL, (process.key, number))
 
-    def _retire(self, process: _Process) -> None:
+    def _retire(self, process: Process) -> None:
         """End a worker that has nothing to do, and think no more of it."""
         self._tell(SIGNAL, (process.key, signal.SIGKILL))
         self._forget(process)
 
-    def _forget(self, process: _Process) -> None:
+    def _forget(self, process: Process) -> None:
         if process.channel in self._selector.get_map():
             self._selector.unregister(process.channel)
         process.channel.close()
@@ -327,13 +236,13 @@ class LocalProcesses:
         if self._slots.get(process.worker) is process:
             del self._slots[process.worker]
 
-    def _lose(self, process: _Process, how: str, own: bool) -> None:
+    def _lose(self, process: Process, how: str, own: bool) -> None:
         """Deliver what a dead worker had answered, then its death."""
         with contextlib.suppress(Garbled):
             self._take(process)
         self._forget(process)
         kills = kills_in_group()
-        if kills > self._kills and how == _KILLED and process.killed is None:
+        if kills > self._kills and how == KILLED and process.killed is None:
             how, own = "killed by the kernel for want of memory", True
         self._kills = kills
         self._found.append(Lost(process.worker, process.death(how, own)))
@@ -347,7 +256,7 @@ class LocalProcesses:
         if key is not None and key.events != events:
             self._selector.modify(channel, events, key.data)
 
-    def _serve(self, process: _Process, events: int) -> None:
+    def _serve(self, process: Process, events: int) -> None:
         channel = process.channel
         if events & selectors.EVENT_WRITE:
             channel.flush()
@@ -363,10 +272,10 @@ class LocalProcesses:
         self._watch(channel)
 
     @staticmethod
-    def _accuse(process: _Process, how: str) -> Death:
+    def _accuse(process: Process, how: str) -> Death:
         return Death(how, True, process.desk.cells[0], process.desk.cells[1], "")
 
-    def _take(self, process: _Process) -> None:
+    def _take(self, process: Process) -> None:
         for message in process.channel.receive():
             if not process.given:
                 raise Garbled("wrote to its channel by itself")
@@ -394,7 +303,7 @@ class LocalProcesses:
         elif message.tag == ENDED:
             key, code = cast("tuple[int, int | None]", msgspec.msgpack.decode(message.body))
             if (process := self._by_key.get(key)) is not None:
-                self._lose(process, *_how(code))
+                self._lose(process, *how_it_ended(code))
         elif message.tag == FAILED:
             text, trace = cast("tuple[str, str]", msgspec.msgpack.decode(message.body))
             what = "the process that starts them met" if nursery.ready else "loading the tasks raised"
@@ -404,15 +313,17 @@ class LocalProcesses:
         """All workers end with their nursery; one that was killed from outside is started again when needed."""
         self._selector.unregister(nursery.control)
         self._nursery = None
-        code = nursery.end(_LOOK_S)
-        how, own = _how(code)
+        code = nursery.end(LOOK_S)
+        how, own = how_it_ended(code)
         if not nursery.ready and not own:
             self._killed_early += 1
         if own or self._killed_early >= _STARTS_MAX:
             doing = "" if nursery.ready else ", loading the tasks"
-            self._fail(f"the process that starts them {_past(how)}{doing}", nursery.desk.stack())
+            self._fail(f"the process that starts them {in_the_past(how)}{doing}", nursery.desk.stack())
         for process in list(self._by_key.values()):
-            self._lose(process, f"ended with the process that starts workers, which {_past(how)}", False)
+            self._lose(
+                process, f"ended with the process that starts workers, which {in_the_past(how)}", False
+            )
         if self._failure is not None:
             self._found = [event for event in self._found if isinstance(event, Done)]
 
@@ -431,51 +342,51 @@ class LocalProcesses:
             if due_s is not None:
                 pause_s = due_s if pause_s is None else min(pause_s, due_s)
         nursery = self._nursery
-        if nursery is not None and pause_s is not None and now - nursery.looked >= _LOOK_S:
+        if nursery is not None and pause_s is not None and now - nursery.looked >= LOOK_S:
             nursery.looked = now
             self._look_at_nursery(nursery, now)
         return pause_s
 
-    def _look_at(self, process: _Process, now: float) -> float | None:
+    def _look_at(self, process: Process, now: float) -> float | None:
         if process.killed is not None:
-            return _LOOK_S
+            return LOOK_S
         if process.aborted is not None:
             left_s = process.aborted + _ABORT_S - now
             if left_s > 0:
                 return left_s
             self._signal(process, signal.SIGKILL, now)
-            return _LOOK_S
+            return LOOK_S
         if process.cut_off is not None:
-            left_s = process.cut_off + _LOOK_S - now
+            left_s = process.cut_off + LOOK_S - now
             if left_s > 0:
                 return left_s
             process.verdict = process.verdict or self._accuse(process, "closed its channel to the hub")
             self._signal(process, signal.SIGKILL, now)
-            return _LOOK_S
+            return LOOK_S
         if not process.given:
             return None
         pause_s, over = process.overdue(now, self._resumed)
-        if over is not None and process.pid is not None and _is_stopped(process.pid):
+        if over is not None and process.pid is not None and is_stopped(process.pid):
             process.excused, over, pause_s = (
                 now,
                 None,
-                _RESOLUTION_S,
+                RESOLUTION_S,
             )  # somebody has stopped it: no event is slow
         if over is not None:
             process.verdict, process.aborted = over, now
             self._signal(process, signal.SIGABRT, now)  # at which faulthandler writes the stack
             return _ABORT_S
-        if process.pid is not None and now - process.heard > _LOOK_S and process.stops.look(process.pid, now):
+        if process.pid is not None and now - process.heard > LOOK_S and process.stops.look(process.pid, now):
             cells = process.desk.cells
             process.verdict = Death("was stopped and did not go on", False, cells[0], cells[1], "")
             self._signal(process, signal.SIGKILL, now)
-        return min(pause_s, _LOOK_S)
+        return min(pause_s, LOOK_S)
 
     def _look_at_nursery(self, nursery: _Nursery, now: float) -> None:
         """A nursery that is stopped, or that does not do what it was told, is killed, and all workers with it."""
         owed = [p for p in self._by_key.values() if p.pid is None or p.killed is not None]
         late = any(p.killed is not None and now - p.killed > _KILL_S for p in owed)
-        silent = bool(owed) and now - nursery.began > _LOOK_S
+        silent = bool(owed) and now - nursery.began > LOOK_S
         if late or (silent and nursery.stops.look(nursery.process.pid, now)):
             nursery.process.kill()
         if nursery.process.poll() is not None:
@@ -483,20 +394,3 @@ class LocalProcesses:
             self._hear(nursery)
             if self._nursery is nursery:
                 self._nursery_ended(nursery)
-
-
-def _how(code: int | None) -> tuple[str, bool]:
-    """How a process ended, in words, and whether it brought that about itself."""
-    if code is None:
-        return "ended, and other code took its exit code", False
-    if code >= 0:
-        return f"ended with exit code {code}", True
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"killed by {name}", -code in _OWN_SIGNALS
-
-
-def _past(how: str) -> str:
-    return f"was {how}" if how.startswith("killed") else how
