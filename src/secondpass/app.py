@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from secondpass.amounts import Keep
 from secondpass.errors import DefinitionError, SettingsError
+from secondpass.feeder import Feeder
 from secondpass.task import Task, accepts, from_function, is_task_class
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from secondpass.engine.eventlog import Log
     from secondpass.engine.summary import Summary
     from secondpass.timetable import Timetable
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 WORKERS_MAX = 1024
 MAIN = "main"
@@ -90,6 +93,8 @@ class App:
         self.timetables = tuple(timetables)
         self._check_timetables()
         self.keep_log = None if keep_log is None else Keep.of(keep_log)
+        self.feeders: tuple[Feeder, ...] = ()
+        """The functions that are sources: see `source`."""
         self.running_store: Path | None = None
         """The store of a run that is going on in this process."""
         self._log: Log | None = None
@@ -102,6 +107,62 @@ class App:
     def streams(self) -> Streams:
         """Every output stream with the tasks that write to it, `main` first."""
         return streams_of(self.tasks)
+
+    @overload
+    def source(self, function: F, /) -> F: ...
+    @overload
+    def source(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        every: str | None = None,
+        tz: str | None = None,
+        process: bool = False,
+        batch: int = 1,
+    ) -> Callable[[F], F]: ...
+    def source(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        every: str | None = None,
+        tz: str | None = None,
+        process: bool = False,
+        batch: int = 1,
+    ) -> Any:
+        """Make a function a source: what it returns or yields is appended to the app's log while the app runs.
+
+        >>> from secondpass import App
+        >>> passed = []
+        >>> app = App("meter", sink=passed.append)
+        >>> @app.source
+        ... def readings(last):
+        ...     for n in range(3 if last is None else 0):
+        ...         yield {"n": n}
+        >>> summary = app.run(store=None)
+        >>> [event["n"] for event in passed]
+        [0, 1, 2]
+
+        It runs in a thread of its own, with `process` in a process. A generator goes on after a `yield` when what it
+        yielded (an event, or a list of them) is durable; `batch` lets it run ahead by so many events. `every` ("10s", or
+        a cron line, in UTC or `tz`) calls it at those times. One that asks for `last` is given the last event
+        that it has appended, or None. One that raises is started again, after 1 s at first and 60 s at most.
+        """
+
+        def noted(function: F) -> F:
+            feeder = Feeder.of(function, name=name, every=every, tz=tz, process=process, batch=batch)
+            if any(other.name == feeder.name for other in self.feeders):
+                raise DefinitionError(
+                    f"two sources are called {feeder.name!r}; name one of them: @app.source(name='...')"
+                )
+            self.feeders = (*self.feeders, feeder)
+            if PUSHED not in self.sources:
+                self.sources = (*self.sources, PUSHED)
+            return function
+
+        return noted if function is None else noted(function)
 
     @property
     def log(self) -> Log:

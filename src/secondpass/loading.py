@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from msgspec import structs
 
@@ -19,6 +19,9 @@ from secondpass.app import App
 from secondpass.codec import describe, is_struct
 from secondpass.errors import UsageError
 from secondpass.task import AGAIN
+
+at_rest: Callable[[str], NoReturn] | None = None
+"""While a module is loaded for what is defined in it: called in place of what it would do to an app's log."""
 
 
 def load(spec: str) -> App:

@@ -20,7 +20,7 @@ PACKAGE = "secondpass"
 FLOORS: list[tuple[str, ...]] = [
     ("errors", "failpoints", "amounts"),
     ("codec", "event", "state", "task", "tasklog", "record", "step", "change"),
-    ("timetable", "app", "loading", "reference"),
+    ("timetable", "app", "loading", "reference", "feeder"),
     ("connectors", "connectors.*", "store", "store.*"),
     ("engine", "engine.*"),
     ("secondpass", "control", "testing", "tasks", "tasks.*", "demo", "demo.*"),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
+from secondpass import loading
 from secondpass.codec import codec_for, pack, unpack
 from secondpass.engine.bundle import Encoded, decode_events, encode_events
 from secondpass.engine.names import find_type
@@ -73,6 +74,8 @@ class Log:
         naming the first event that is none, before anything is written; `StoreFull` where there is no room. While a
         running app is too far behind, it waits, at most `timeout_s`.
         """
+        if loading.at_rest is not None:
+            loading.at_rest(f"appends to {self}")
         name = _checked(producer, sequence)
         found = _owned(events)
         if not found:
@@ -102,7 +105,7 @@ class Log:
         return self._store
 
     def stop(self) -> None:
-        """Let nobody wait any more for the app to catch up."""
+        """Append nothing more through this object; who waits for the app to catch up is told so."""
         self._log.stop()
 
     def close(self) -> None:

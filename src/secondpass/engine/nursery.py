@@ -110,8 +110,8 @@ class Desk:
 # ---------------------------------------------------------------- how a process is started
 
 
-def command(call: str) -> list[str]:
-    """The command line of a process that imports what the call names from this module and calls it."""
+def command(call: str, module: str = __name__) -> list[str]:
+    """The command line of a process that imports what the call names from a module, this one, and calls it."""
     import subprocess  # a nursery seldom needs it, and half of what it loads is for that
 
     # Flags such as -X and -W hold for all processes of an app; -P: a file in the working directory hides no module.
@@ -119,11 +119,11 @@ def command(call: str) -> list[str]:
     root = str(Path(__file__).parents[2])
     name = call.partition("(")[0]
     # The package may have been found on a path that only its user has set.
-    code = f"import sys; p = {root!r}; p in sys.path or sys.path.insert(0, p); from {__name__} import {name}; {call}"
+    code = f"import sys; p = {root!r}; p in sys.path or sys.path.insert(0, p); from {module} import {name}; {call}"
     return [sys.executable, *flags, "-P", "-c", code]
 
 
-def _begin(parent: int, lifeline: int, *given: int) -> None:
+def begin(parent: int, lifeline: int, *given: int) -> None:
     """What a new process does first: end with its parent, leave Ctrl-C to the hub, keep off its standard output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -173,7 +173,7 @@ def _read_recipe(fd: int) -> Recipe:
 
 def main_of_worker(channel: int, desk: int, recipe: int, parent: int) -> NoReturn:
     """A worker that loads the tasks for itself."""
-    _begin(parent, channel, desk, recipe)
+    begin(parent, channel, desk, recipe)
 
     def load() -> tuple[tuple[Task[Any], ...], str]:
         found = _read_recipe(recipe)
@@ -233,7 +233,7 @@ def _flush() -> None:
 
 def main(control: int, recipe: int, desk: int, parent: int) -> NoReturn:
     """Load the tasks, then start workers until the hub closes the channel."""
-    _begin(parent, control, recipe, desk)
+    begin(parent, control, recipe, desk)
     channel = Channel(socket.socket(fileno=control), blocking=True)
     faulthandler.enable(file=desk)
     code = 1

@@ -19,6 +19,7 @@ from secondpass.connectors.contract import Batch, Source
 from secondpass.connectors.memory import as_source
 from secondpass.engine.eventlog import NAME, Log, decode, decode_refused, tell_store
 from secondpass.engine.loop import Hub
+from secondpass.engine.sources import Sources
 from secondpass.errors import InputError
 from secondpass.record import Refused
 from secondpass.store.log import StoredLog
@@ -189,24 +190,27 @@ class Pushing:
         self._temporary = None if store is not None else Path(tempfile.mkdtemp(prefix="secondpass-"))
         self.store: Path = store if self._temporary is None else self._temporary  # type: ignore[assignment]
         self.log = Log(self.store)
+        self.sources = Sources(app, self.store, self.log)
         self.source = LogSource(self.store, ended=self.ended, claim=True)
         self._retained_at = 0.0
         app.running_store = self.store
         tell_store(app.name, self.store)
 
     def ended(self) -> bool:
-        """Whether nothing of the run's own will be appended any more."""
-        return False
+        """Whether nothing more is expected: there are functions that are sources, and all are done."""
+        return bool(self._app.feeders) and self.sources.ended
 
     def join(self, hub: Hub) -> None:
-        """Let the hub sleep until something is appended, and hear of each epoch."""
+        """Start the sources; let the hub sleep until something is appended, and hear of each epoch."""
         told = hub.on_epoch
 
         def on_epoch(hub: Hub) -> None:
             self.committed(hub.store.progress.sources)
+            self.sources.look()
             told(hub)
 
-        hub.on_epoch, hub.sleep = on_epoch, self.pause
+        hub.on_epoch, hub.sleep, hub.summary.sources = on_epoch, self.pause, self.sources.states
+        self.sources.start()
 
     def pause(self, seconds: float) -> None:
         """Wait until something is there, or so long."""
@@ -226,6 +230,7 @@ class Pushing:
 
     def close(self) -> None:
         """The run is over."""
+        self.sources.stop()
         self._app.running_store = None
         tell_store(self._app.name, None)
         self.log.close()

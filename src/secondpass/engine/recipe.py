@@ -35,6 +35,7 @@ from secondpass import loading
 from secondpass.app import App
 from secondpass.errors import SettingsError, UsageError
 from secondpass.event import Event
+from secondpass.feeder import Feeder
 from secondpass.record import error_text
 from secondpass.task import FunctionTask, Task, describe
 
@@ -80,12 +81,7 @@ class Recipe(msgspec.Struct, frozen=True):
 
 def recipe_for(app: App) -> Recipe:
     """How another process finds this app's tasks; raises `NotPortable` where it cannot."""
-    if not sys.executable:
-        raise _not_portable("this program has a Python built in, so that no other process can be started")
-    directory = str(Path.cwd())
-    # An empty entry means the working directory, wherever that is by then.
-    path = [entry or directory for entry in sys.path if isinstance(entry, str)]  # pyright: ignore[reportUnnecessaryIsInstance] - imports skip others
-    common = Recipe(path, list(sys.argv), directory)
+    common = _common()
     try:
         pickled, names = _pickle(app)
         return msgspec.structs.replace(common, tasks=pickled, modules=_modules(app, names))
@@ -94,6 +90,29 @@ def recipe_for(app: App) -> Recipe:
         if not spec:
             raise
         return msgspec.structs.replace(common, spec=spec, chain=_chain(app.tasks))
+
+
+def recipe_of(app: App, content: tuple[Feeder, str]) -> Recipe:
+    """How another process finds a source of this app; raises `NotPortable` where it cannot."""
+    file = io.BytesIO()
+    pickler = _Pickler(file)
+    try:
+        pickler.dump(content)
+    except Exception as error:  # noqa: BLE001 - whatever a class of the app's raises
+        raise NotPortable(
+            f"the source {content[0].name} cannot be loaded by another process ({error_text(error)}); put it into a file, "
+            f"at its top level, or leave out process=True"
+        ) from None
+    return msgspec.structs.replace(_common(), tasks=file.getvalue(), modules=_modules(app, pickler.names))
+
+
+def _common() -> Recipe:
+    if not sys.executable:
+        raise _not_portable("this program has a Python built in, so that no other process can be started")
+    directory = str(Path.cwd())
+    # An empty entry means the working directory, wherever that is by then.
+    path = [entry or directory for entry in sys.path if isinstance(entry, str)]  # pyright: ignore[reportUnnecessaryIsInstance] - imports skip others
+    return Recipe(path, list(sys.argv), directory)
 
 
 def _not_portable(reason: str) -> NotPortable:
@@ -249,6 +268,11 @@ class _RunReached(BaseException):  # no handler for an app's errors may catch it
 
 def load_tasks(recipe: Recipe) -> tuple[Task[Any], ...]:
     """The tasks of a recipe, in a process that does nothing else; raises whatever loading them raises."""
+    return load_recipe(recipe)
+
+
+def load_recipe(recipe: Recipe) -> Any:
+    """What a recipe holds, likewise."""
     sys.path[:] = recipe.path
     sys.argv[:] = recipe.argv
     with contextlib.suppress(OSError):  # it may be gone, as it may be for the hub
@@ -269,17 +293,20 @@ def load_tasks(recipe: Recipe) -> tuple[Task[Any], ...]:
 
 @contextlib.contextmanager
 def apps_at_rest() -> Generator[None]:
-    """No app is run by loading the module that it stands in."""
+    """No app is run, and nothing appended to its log, by loading the module that it stands in."""
 
     def stop(self: App, **options: Any) -> NoReturn:  # noqa: ARG001 - the signature of `App.run`
         raise _RunReached(f"{self.name}: a module that is imported runs the app")
 
+    def feed(what: str) -> NoReturn:
+        raise _RunReached(f"a module that is imported {what}")
+
     kept = App.run
-    App.run = stop
+    App.run, loading.at_rest = stop, feed
     try:
         yield
     finally:
-        App.run = kept
+        App.run, loading.at_rest = kept, None
 
 
 def _load(module: Module) -> None:

@@ -23,6 +23,23 @@ class Deaths:
 
 
 @dataclass
+class SourceState:
+    """What became of a function that is a source."""
+
+    name: str
+    state: Literal["running", "waiting", "ended", "stopped"] = "running"
+    """`waiting`: it has raised, and is started again at `again_at`."""
+    events: int = 0
+    """Appended by it in this run."""
+    restarts: int = 0
+    error: str | None = None
+    """What it raised last."""
+    again_at: float | None = None
+    pid: int | None = None
+    """Its process, if it has its own."""
+
+
+@dataclass
 class Summary:
     """What one run of an app did; `App.run` returns it.
 
@@ -47,6 +64,8 @@ class Summary:
     placed: dict[str, Placed] = field(default_factory=dict[str, Placed])
     """Where each task ran."""
     deaths: Deaths = field(default_factory=Deaths)
+    sources: list[SourceState] = field(default_factory=list[SourceState])
+    """The functions that are sources."""
     signal: int | None = None
     """The signal that asked to stop, if one did."""
     changes: list[str] = field(default_factory=list[str])

@@ -525,6 +525,8 @@ class StoredLog:
 
     def _wait_for_room(self, timeout_s: float | None) -> None:
         """Wait while a running hub is too far behind; raises `StoreFull` where too much waits for one."""
+        if self._stopped.is_set():
+            raise StoreError(f"the log {self.directory} is closed; nothing was appended")
         ends = self.ends
         if ends.bytes - ends.committed_bytes <= AHEAD_BYTES:
             return
@@ -567,12 +569,11 @@ class StoredLog:
     # ---- closing
 
     def stop(self) -> None:
-        """Whoever waits for room, or will, is told that the log is closed."""
+        """Append nothing more; who waits for room is told so."""
         self._stopped.set()
 
     def close(self) -> None:
-        """Let go of all files."""
-        self.stop()
+        """Let go of all files; what is asked next opens them again."""
         with self._mutex, self._sync_mutex:
             self._let_go()
         stopped = self._stopped
