@@ -80,6 +80,7 @@ class App:
                 f"App({name!r}): a name is letters, digits, '.', '_' and '-', since it names the store's directory"
             )
         self.name = name
+        self._defined_in = _script_of(sys._getframe(1).f_globals)
         given = [*([source] if source is not None else []), *sources]
         self.sources: tuple[Any, ...] = tuple(given) or (PUSHED,)
         self.tasks: tuple[Task[Any], ...] = tuple(as_task(t) for t in tasks)
@@ -225,7 +226,10 @@ class App:
 
     def default_store(self) -> Path:
         """`.secondpass/<name>` beside the app's file, or in the working directory."""
-        base = self.file.parent if self.file is not None else _caller_directory()
+        from pathlib import Path  # only a run needs it
+
+        file = self.file or self._defined_in
+        base = Path(file).resolve().parent if file is not None else _caller_directory()
         return base / ".secondpass" / self.name
 
     def _check_sinks(self) -> None:
@@ -297,6 +301,16 @@ def _refuse_twins(tasks: Iterable[Task[Any]]) -> None:
                 f".options(name='...')"
             )
         seen.add(task.name)
+
+
+def _script_of(module: dict[str, Any]) -> str | None:
+    """The file of the module that defines an app, so that it has one store whoever imports it; None for a library's."""
+    file = module.get("__file__")
+    if module.get("__name__") == "__main__" or not isinstance(file, str) or not file.endswith(".py"):
+        return None
+    parts = file.replace("\\", "/").split("/")
+    library = "site-packages" in parts or "dist-packages" in parts
+    return None if library or str(module.get("__name__")).partition(".")[0] == "secondpass" else file
 
 
 def _caller_directory() -> Path:

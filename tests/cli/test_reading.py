@@ -311,3 +311,49 @@ def test_the_file_system_of_a_directory_is_that_of_the_longest_mount(tmp_path) -
     )
     assert file_system(inside, mounts) == "nfs4"
     assert file_system(tmp_path, mounts) == "ext4"
+
+
+# ---------------------------------------------------------------- what is pushed
+
+PUSHED = """
+app = App("pushed", sink=JsonLines(HERE / "out.jsonl"), keep_log="1GB")
+
+
+@app.source
+def well():
+    yield [Seen(cid=n, time=float(n)) for n in range(5)]
+
+
+@app.source
+def broken():
+    yield Seen(cid=9, time=9.0)
+    raise OSError("the camera is gone")
+"""
+
+
+def test_status_and_the_summary_tell_of_functions_that_are_sources(project, command):
+    project.write("pushed.py", PUSHED)
+    done = command("run", "pushed.py", "--limit", "7")  # the last one after a second, from its second life
+    assert re.search(r"well +ended +5 +0", done.out)
+    assert re.search(r"broken +\w.* 2 +\d +OSError: the camera is gone", done.out)
+    told = command("status", "pushed.py").out
+    assert "source         log: all 7 records taken" in told
+    assert re.search(r"broken +stopped +2 +\d +OSError: the camera is gone", told)
+    report = command("status", "pushed.py", "--json").document(StatusReport).stores[0]
+    found = [(f.name, f.state, f.events) for f in report.functions]
+    assert found == [("well", "ended", 5), ("broken", "stopped", 2)]
+    source = report.sources[0]
+    assert (source.name, source.done, source.total, source.oldest) == ("log", 7, 7, 0)
+
+
+def test_a_fresh_start_takes_the_log_again(project, command):
+    project.write("pushed.py", PUSHED.replace('    raise OSError("the camera is gone")\n', ""))
+    assert command("run", "pushed.py", "-q").code == 0
+    assert command("run", "pushed.py", "-q", "--fresh", "--yes").code == 0
+    assert len(project.output()) == 12
+
+
+def test_check_takes_what_the_log_holds(project, command):
+    project.write("pushed.py", PUSHED.replace('    raise OSError("the camera is gone")\n', ""))
+    assert command("run", "pushed.py", "-q").code == 0
+    assert "6 events" in command("check", "pushed.py").out

@@ -1,8 +1,10 @@
 """The log as a source: what is appended is taken exactly once, and nothing that was appended is ever lost."""
 
 import pickle
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,18 +230,48 @@ def test_an_idle_app_takes_an_event_at_once(tmp_path: Path) -> None:
     assert [e.cid for e in passed] == list(range(20))
 
 
-def test_app_log_is_that_of_the_run_and_then_that_of_the_app(
+LIVE = """
+from secondpass import App
+app = App("live", sink=print)
+"""
+
+
+def test_app_log_is_that_of_the_app_whoever_imports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"), raising=False)
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home, elsewhere):
+        folder.mkdir()
+    (home / "live.py").write_text(LIVE)
+    (elsewhere / "script.py").write_text(
+        f"import sys; sys.path.insert(0, {str(home)!r}); from live import app; print(app.log.append({{'n': 1}}))"
+    )
+    for command in (
+        [sys.executable, str(elsewhere / "script.py")],
+        [sys.executable, "-c", (elsewhere / "script.py").read_text()],
+        [
+            str(Path(sys.executable).with_name("secondpass")),
+            "run",
+            str(home / "live.py"),
+            "--limit",
+            "2",
+            "-q",
+        ],
+    ):
+        done = subprocess.run(command, cwd=elsewhere, check=True, timeout=60, capture_output=True, text=True)
+        assert not list(elsewhere.rglob(".secondpass"))
+    assert done.stdout.count("'n': 1") == 2
+    assert Log(home / ".secondpass" / "live").append({"n": 2}) == range(2, 3)
+
+
+def test_app_log_is_that_of_the_run_while_there_is_one(tmp_path: Path) -> None:
     app = App("live", tasks=[Count()])
-    assert app.log.directory == tmp_path / ".secondpass" / "live"
+    app.file = tmp_path / "live.py"
     app.log.append(seen(0, 1))
 
     def append() -> None:
         while app.running_store is None:
-            pass
+            time.sleep(0.001)
         app.log.append(seen(0, 2))
 
     thread = threading.Thread(target=append)
@@ -248,6 +280,18 @@ def test_app_log_is_that_of_the_run_and_then_that_of_the_app(
     thread.join()
     assert app.log.directory == tmp_path / ".secondpass" / "live"
     assert app.run(limit=1).position == 1
+
+
+def test_a_process_that_a_run_has_started_finds_its_log(tmp_path: Path) -> None:
+    app = App("live", tasks=[Count()])
+    code = "from secondpass import App; App('live').log.append({'n': 1}); App('other').log.append({'n': 2})"
+
+    @app.source
+    def starts() -> None:
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+
+    assert app.run(store=tmp_path / "here").position == 1
+    assert [path.name for path in (tmp_path / ".secondpass").iterdir()] == ["other"]
 
 
 def test_the_log_and_a_file_are_taken_by_arrival_and_each_once(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ NAMES = {
     "freeway_worst_hours",
     "network_alarms",
     "roadside_detections",
+    "three_feeds",
 }
 
 
@@ -73,6 +74,22 @@ def test_an_example_writes_what_is_expected(
     assert (tmp_path / written).read_bytes() == (HERE / "expected" / written).read_bytes()
     app.run(store=tmp_path / "store")
     assert (tmp_path / written).read_bytes() == (HERE / "expected" / written).read_bytes()
+
+
+@pytest.mark.parametrize("how", ["secondpass run", "python"])
+def test_a_thread_a_process_and_jobs_of_a_pool_feed_one_stream(how: str, tmp_path: Path) -> None:
+    path = shutil.copy(EXAMPLES / "three_feeds.py", tmp_path)
+    bin_ = Path(sys.executable).parent
+    command = [bin_ / "secondpass", "run", path] if how == "secondpass run" else [sys.executable, path]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60, capture_output=True)
+    found = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()]
+    example = module(EXAMPLES / "three_feeds.py")
+    names = ["thread", "process", "job 1", "job 2", "job 3"]
+    assert {event["feed"] for event in found} == set(names)
+    for name in names:
+        sent = [example.Reading(feed=name, n=n, value=float(n * 7919 % 1000)) for n in range(200)]
+        wanted = [event.n for event in testing.run(example.Alarm(), sent).outputs]
+        assert [event["n"] for event in found if event["feed"] == name] == wanted
 
 
 def test_one_camera_reports_for_its_neighbours() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +15,7 @@ from secondpass.app import App
 from secondpass.cli import text
 from secondpass.cli.apps import describe_sink, shown
 from secondpass.cli.exits import DONE, INTERRUPTED
-from secondpass.cli.shapes import PlaceReport, RunReport, StreamReport, TaskReport
+from secondpass.cli.shapes import FunctionReport, PlaceReport, RunReport, StreamReport, TaskReport
 
 if TYPE_CHECKING:
     from secondpass.engine.summary import Summary
@@ -61,6 +63,7 @@ def report_of(summary: Summary, app: App, sinks: Mapping[str, Any]) -> RunReport
         convicted=summary.deaths.convicted,
         acquitted=summary.deaths.acquitted,
         deaths_s=round(summary.deaths.seconds, 3),
+        functions=[msgspec.convert(asdict(found), FunctionReport) for found in summary.sources],
         changes=list(summary.changes),
         silent_tasks=summary.silent_tasks,
     )
@@ -94,6 +97,27 @@ def place_table(tasks: Sequence[TaskReport], workers: int, seconds: float | None
         )
     head = ["task", "runs", "µs/event", "busy", "waited", "width", "shipped"]
     return text.table(head, rows, right="llrrrrr")
+
+
+def function_table(functions: Sequence[FunctionReport]) -> list[str]:
+    """A row for each function that is a source."""
+    rows = [
+        [
+            f.name,
+            _state_of(f),
+            text.count(f.events),
+            text.count(f.restarts),
+            text.one_line(f.error or text.DASH),
+        ]
+        for f in functions
+    ]
+    return text.table(["source", "state", "events", "restarts", "last error"], rows, right="llrrl")
+
+
+def _state_of(function: FunctionReport) -> str:
+    if function.state != "waiting" or function.again_at is None:
+        return function.state
+    return f"again in {text.duration(max(0.0, function.again_at - time.time()))}"
 
 
 def code_of(summary: Summary) -> int:
@@ -173,6 +197,8 @@ def summary_lines(report: RunReport, spec: str) -> list[str]:
         lines += [*task_table(report), *counter_lines(report), ""]
         if report.workers:
             lines += [*place_table(report.tasks, report.workers, report.seconds), ""]
+    if report.functions:
+        lines += [*function_table(report.functions), ""]
     lines += [*stream_table(report, spec), ""]
     rows: list[tuple[str, str]] = []
     if report.dead_letters:

@@ -55,6 +55,21 @@ class StreamReport(Shape):
     to: Annotated[str | None, says("where they go; null where the store alone keeps them")]
 
 
+class FunctionReport(Shape):
+    """A function that is a source."""
+
+    name: str
+    state: Annotated[
+        Literal["running", "waiting", "ended", "stopped"],
+        says("waiting: it has raised, and is started again; stopped: its run has ended"),
+    ]
+    events: Annotated[int, says("appended by it in its run")]
+    restarts: int
+    error: Annotated[str | None, says("what it raised last")]
+    again_at: Annotated[float | None, says("when it is started again, seconds since 1970")]
+    pid: Annotated[int | None, says("its process, where it has its own")]
+
+
 class RunReport(Shape):
     """What a run did."""
 
@@ -74,6 +89,7 @@ class RunReport(Shape):
     convicted: Annotated[int, says("events that were set aside since they ended their workers")]
     acquitted: Annotated[int, says("events at which a worker ended, and which ran well alone")]
     deaths_s: Annotated[float, says("seconds that such events took, each from the first death to its end")]
+    functions: Annotated[list[FunctionReport], says("the functions that are sources")]
     changes: Annotated[list[str], says("how the chain differs from that of the run before")]
     silent_tasks: Annotated[list[str], says("tasks that dropped everything")]
 
@@ -145,8 +161,10 @@ class SourceReport(Shape):
 
     name: str
     offset: Any
-    done: Annotated[int | None, says("bytes or items read; null where nobody knows")]
+    done: Annotated[int | None, says("bytes, items or records read; null where nobody knows")]
     total: Annotated[int | None, says("of so many; null where nobody knows")]
+    oldest: Annotated[int | None, says("of a log: the first record that is still there")] = None
+    size_bytes: Annotated[int | None, says("of a log: what its files take")] = None
 
 
 class TableReport(Shape):
@@ -185,6 +203,7 @@ class StoreReport(Shape):
     tasks: list[TaskReport] = []
     streams: list[StreamReport] = []
     sources: list[SourceReport] = []
+    functions: Annotated[list[FunctionReport], says("the functions that are sources")] = []
     dead_letters: Annotated[dict[str, int], says("by status: open, sent, dropped")] = {}
     commands_waiting: Annotated[int, says("retries and drops that no run has done yet")] = 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from secondpass.cli import text
 from secondpass.cli.apps import shown
@@ -17,8 +18,9 @@ from secondpass.cli.exits import exit_code
 from secondpass.cli.group import HELP
 from secondpass.cli.options import debug_option, json_option, store_option, stored_app_argument
 from secondpass.cli.places import find_store, find_stores
-from secondpass.cli.run_report import place_of, place_table
+from secondpass.cli.run_report import function_table, place_of, place_table
 from secondpass.cli.shapes import (
+    FunctionReport,
     HolderReport,
     SourceReport,
     StatusReport,
@@ -100,7 +102,10 @@ def report_of(directory: Path) -> StoreReport:
                 StreamReport(name=name, outputs=0, total=number, to=_target(progress.sinks.get(name)))
                 for name, number in progress.numbers.items()
             ],
-            sources=[_source(place, app.get("file")) for place in progress.sources if place is not None],
+            sources=[
+                _source(place, app.get("file"), directory) for place in progress.sources if place is not None
+            ],
+            functions=_functions(directory, running=holder is not None),
             dead_letters=letters,
             commands_waiting=len([c for c in Spool(directory).waiting() if c[0] not in progress.commands]),
         )
@@ -135,8 +140,37 @@ def _target(state: Any) -> str | None:
     return path if isinstance(path, str) else None
 
 
-def _source(place: dict[str, Any], app_file: str | None) -> SourceReport:
+def _functions(directory: Path, *, running: bool) -> list[FunctionReport]:
+    """What the last run has told of its sources; one that was killed has not told that they are gone."""
+    from secondpass.store.log import DIRECTORY
+
+    try:
+        found = msgspec.json.decode(
+            (directory / DIRECTORY / "sources").read_bytes(), type=list[FunctionReport]
+        )
+    except (OSError, msgspec.MsgspecError):
+        return []
+    for function in found:
+        if not running and function.state != "ended":
+            function.state, function.again_at, function.pid = "stopped", None, None
+    return found
+
+
+def _log(offset: Any, taken: int, directory: Path) -> SourceReport:
+    from secondpass.store.log import standing
+
+    log = standing(directory)
+    if log is None:
+        return SourceReport(name="log", offset=offset, done=taken, total=None)
+    return SourceReport(
+        name="log", offset=offset, done=taken, total=log.durable, oldest=log.oldest, size_bytes=log.bytes
+    )
+
+
+def _source(place: dict[str, Any], app_file: str | None, directory: Path) -> SourceReport:
     offset: Any = place.get("offset") or {}
+    if "log" in offset:
+        return _log(offset, offset["next"] + place["skip"], directory)
     name = str(offset.get("path", "memory"))
     done, total = offset.get("bytes", offset.get("count")), None
     if "bytes" in offset:
@@ -214,6 +248,8 @@ def _details(report: StoreReport) -> list[str]:
     counts = [[t.name, n, text.count(c)] for t in report.tasks for n, c in sorted(t.counts.items())]
     if counts:
         lines += ["", *text.table(["task", "counter", "count"], counts, right="llr")]
+    if report.functions:
+        lines += ["", *function_table(report.functions)]
     if report.streams:
         streams = [[s.name, text.count(s.total), shown(s.to) if s.to else text.DASH] for s in report.streams]
         lines += ["", *text.table(["output", "in all", "goes to"], streams, right="lrl")]
@@ -223,6 +259,12 @@ def _details(report: StoreReport) -> list[str]:
 def _how_far(source: SourceReport) -> str:
     if source.done is None:
         return ""
+    if source.size_bytes is not None and source.total is not None:
+        behind = max(0, source.total - source.done)
+        told = f"all {text.count(source.done)}" if not behind else f"{text.count(source.done)}"
+        rest = f", {text.count(behind)} wait" if behind else ""
+        gone = f", the first {text.count(source.oldest)} have left it" if source.oldest else ""
+        return f": {told} records taken{rest}{gone} ({text.size(source.size_bytes)})"
     if source.total is None:
         return f": read to {text.count(source.done)}"
     behind = source.total - source.done

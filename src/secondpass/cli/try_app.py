@@ -26,6 +26,7 @@ from secondpass.cli.progress import Progress, logging_to
 from secondpass.cli.run_report import (
     code_of,
     counter_lines,
+    function_table,
     headline,
     place_table,
     report_of,
@@ -194,6 +195,8 @@ def _summary_lines(report: RunReport, show: int | None, spec: str) -> list[str]:
         lines += [*task_table(report), *counter_lines(report), ""]
         if report.workers:
             lines += [*place_table(report.tasks, report.workers, report.seconds), ""]
+    if report.functions:
+        lines += [*function_table(report.functions), ""]
     for stream in report.streams:
         hidden = 0 if show is None else max(0, stream.outputs - show)
         told = f" ({text.count(hidden)} not shown: --show {stream.outputs})" if hidden else ""

@@ -109,6 +109,14 @@ class Ends:
         self._map.close()
 
 
+def durable_in(content: bytes) -> int:
+    """How many records are durable by the content of the file."""
+    if len(content) < _SIZE:
+        return 0
+    cells = memoryview(content).cast("q")
+    return cells[_DURABLE] if cells[_DURABLE_CHECK] == ~cells[_DURABLE] else 0
+
+
 def _this_boot() -> int:
     global _boot
     if _boot == 0:

@@ -35,7 +35,7 @@ from typing import NamedTuple, NoReturn
 from secondpass.errors import SettingsError, StoreDamaged, StoreError, StoreFull
 from secondpass.failpoints import failpoint
 from secondpass.store.ends import FILE as ENDS
-from secondpass.store.ends import Ends
+from secondpass.store.ends import Ends, durable_in
 from secondpass.store.files import sync_directory
 from secondpass.store.segments import (
     FRAME_BYTES_MAX,
@@ -68,6 +68,26 @@ class Last(NamedTuple):
     sequence: int
     records: range
     body: bytes | None
+
+
+class Standing(NamedTuple):
+    """What a look from outside tells of a log."""
+
+    oldest: int
+    durable: int
+    bytes: int
+
+
+def standing(store: Path) -> Standing | None:
+    """Where a log stands, without opening it; None where there is none."""
+    directory = store / DIRECTORY
+    try:
+        there = segments(directory)
+        size = sum(segment_path(directory, first).stat().st_size for first in there)
+        durable = durable_in((directory / ENDS).read_bytes())
+    except OSError:
+        return None
+    return Standing(there[0], max(durable, there[-1]), size) if there else None
 
 
 def datasync(fd: int) -> None:
