@@ -24,6 +24,7 @@ IMAGES ?= 1000000
 CASES ?= 100000
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 3600
+LIVE_EVENTS ?= 10000000
 ARGS ?=
 
 .PHONY: help
@@ -83,7 +84,7 @@ fuzz: $(DEVELOP)  ## run each script of tests/fuzz for FUZZ_SECONDS (SEED=)
 
 .PHONY: soak
 soak: $(DEVELOP)  ## run under load and faults for SOAK_SECONDS (SEED=)
-	SECONDPASS_SOAK_SECONDS=$(SOAK_SECONDS) $(PYTEST) $(LONG) tests/soak $(ARGS)
+	SECONDPASS_SOAK_SECONDS=$(SOAK_SECONDS) SECONDPASS_LIVE_EVENTS=$(LIVE_EVENTS) $(PYTEST) $(LONG) tests/soak $(ARGS)
 
 .PHONY: bench
 bench: $(DEVELOP)  ## measure: the tables in the docs come from this
