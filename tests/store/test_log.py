@@ -380,6 +380,25 @@ def test_what_a_dead_process_has_written_is_made_durable_by_the_reader(tmp_path:
     log.close()
 
 
+def test_a_reader_does_not_wait_for_a_process_that_was_stopped_while_it_synced(
+    logs: Callable[[], StoredLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logs()
+    log.append(b"x", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "sync", lambda end: None)
+        log.append(b"written", 1)
+    reader = LogReader(logs())
+    reader.seek(1)
+    with log._holding("sync"):
+        for _ in range(8):
+            assert reader.frames(1) == []
+            reader.wait(0.02)
+    while not reader.frames(1):
+        reader.wait(0.02)
+    reader.close()
+
+
 @pytest.mark.parametrize("chunk", [64, 1 << 20])
 def test_reading_may_begin_at_any_record(
     logs: Callable[[], StoredLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int

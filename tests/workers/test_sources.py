@@ -380,6 +380,32 @@ def test_a_log_that_fails_stops_the_run(app: App, tmp_path: Path, monkeypatch: p
         app.run(store=tmp_path)
 
 
+def test_a_source_that_computes_all_the_time_is_told_of(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_sources, "_BUSY_S", 0.05)
+
+    @app.source
+    def busy() -> Iterator[Seen]:
+        until = time.thread_time() + 0.3
+        n = 0
+        while time.thread_time() < until:
+            n += 1
+            if n % 20000 == 0:
+                yield Seen(n=n)
+
+    @app.source
+    def idle() -> Iterator[Seen]:
+        for n in range(20):
+            yield Seen(n=n)
+            time.sleep(0.01)
+
+    app.run(store=None)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert told[0].startswith("the source busy computes all the time")
+
+
 # ---------------------------------------------------------------- back-pressure and stopping
 
 

@@ -134,6 +134,9 @@ def _checked(producer: str | None, sequence: int | None) -> str:
 def _owned(events: Iterable[Any]) -> list[Any]:
     """The events as they will be read; a single one may come alone."""
     given: list[Any] = [events] if isinstance(events, (Event, Mapping)) else list(events)
+    kinds = set(map(type, given))
+    if len(kinds) == 1 and issubclass(kind := kinds.pop(), Event) and all(map(codec_for(kind).exact, given)):
+        return given  # by far the most there are
     found: list[Any] = []
     for i, event in enumerate(given):
         if not isinstance(event, (Event, Mapping)):

@@ -22,8 +22,8 @@ from secondpass.engine.loop import Hub
 from secondpass.engine.sources import Sources
 from secondpass.errors import InputError
 from secondpass.record import Refused
-from secondpass.store.log import StoredLog
-from secondpass.store.logreader import LeftTheLog, LogReader
+from secondpass.store.log import DIRECTORY, StoredLog
+from secondpass.store.logreader import LogReader
 
 RETAIN_EVERY_S = 1.0
 
@@ -34,7 +34,10 @@ def sources_of(app: App, log: Source | None = None) -> list[Source]:
     def source(found: Any, index: int) -> Source:
         if found is not PUSHED:
             return as_source(found, index)
-        return log if log is not None else LogSource(app.default_store(), ended=lambda: True)
+        if log is not None:
+            return log
+        store = app.default_store()
+        return LogSource(store, ended=lambda: True) if (store / DIRECTORY).is_dir() else as_source([], index)
 
     return [source(found, i) for i, found in enumerate(app.sources)]
 
@@ -236,6 +239,3 @@ class Pushing:
         self.log.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
-
-
-__all__ = ["LeftTheLog", "LogFeed", "LogSource", "Pushing", "places_of", "sources_of"]

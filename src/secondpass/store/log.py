@@ -443,13 +443,16 @@ class StoredLog:
 
     # ---- making durable
 
-    def sync(self, end: int) -> None:
-        """Return once the records below `end` are durable; one sync does for all that were written before it."""
+    def sync(self, end: int, *, wait: bool = True) -> None:
+        """Return once the records below `end` are durable; one sync does for all that were written before it.
+
+        Without `wait` it is left to another process where one syncs now: that one may have been stopped.
+        """
         ends = self.ends
         if ends.durable >= end:
             return
         with self._sync_mutex, _told(self.directory):
-            if ends.durable >= end:
+            if ends.durable >= end or not (wait or self._free("sync")):
                 return
             with self._holding("sync"):
                 if ends.durable < end:
@@ -500,7 +503,7 @@ class StoredLog:
         Gives the first record that is still there. Waits for nobody: who appends now is asked again later.
         """
         names = segments(self.directory)
-        if (age_s is None and size is None) or not self._free():
+        if (age_s is None and size is None) or not self._free("lock"):
             return names[0]
         with self._changing() as ends:
             names = segments(self.directory)
@@ -522,8 +525,8 @@ class StoredLog:
                 failpoint("log.retain.after")
         return names[0]
 
-    def _free(self) -> bool:
-        fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    def _free(self, name: str) -> bool:
+        fd = os.open(self.directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

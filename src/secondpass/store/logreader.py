@@ -128,7 +128,7 @@ class LogReader:
             self._unsynced_since = durable, now
         elif now - known[1] > _STRAGGLER_S:
             self._unsynced_since = None
-            self._log.sync(written)
+            self._log.sync(written, wait=False)
 
     # ---- reading
 
