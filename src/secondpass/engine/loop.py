@@ -291,8 +291,10 @@ class Hub:
         history: list[tuple[str, Any]] = []
         status: dict[int, str] = {}
         if epoch.retry is not None:
-            entry, status = self.commands.settle(progress)
-            history.append(entry)
+            (kind, details), status = self.commands.settle(progress)
+            if epoch.events:  # it may have been mended
+                details = {**details, "event": encode_event(epoch.retry.event)}
+            history.append((kind, details))
         if epoch.intake_time is not None:
             history.append(("intake", {"count": epoch.count, "time": epoch.intake_time}))
         if epoch.taken:

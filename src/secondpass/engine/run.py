@@ -194,13 +194,19 @@ def start_chain(
         stopped = task.name in live.stopped
         stages.append(_stage(task, tables, values, elsewhere, number, stopped=stopped))
     comparison.changes += live.notes
-    note = {"at": time.time(), "pid": os.getpid(), "changes": comparison.changes}
+    note: dict[str, Any] = {"at": time.time(), "pid": os.getpid(), "changes": comparison.changes}
     names = list(codecs_of(app.tasks))
     app_file = None if app.file is None else str(app.file)
     app_note = {"name": app.name, "file": app_file}
     described = [
         {**found, "stopped": True} if found["name"] in live.stopped else found for found in comparison.new
     ]
+    if described != comparison.old:
+        note["chain"] = described
+    if comparison.moves:
+        note["moves"] = [[list(old), new and list(new)] for old, new in comparison.moves.items()]
+    # What a finite source holds later must not come before what was taken of the others by now.
+    note["records"] = [place.get("records", 0) if place else 0 for place in store.progress.sources]
     aside = comparison.aside(moved(store.tables(), comparison.moves))
     store.start(described, names, comparison.moves, note, app_note, live.file, aside, comparison.expired)
     summary.changes = comparison.changes
