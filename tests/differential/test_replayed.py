@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ from engine_runs import Left, Scripted, difference, stored
 from secondpass import App
 from secondpass.change import plain_state
 from secondpass.engine.replay import Base
+from secondpass.engine.snapshots import DIRECTORY, Kept, files
 from secondpass.engine.walk import Onlooker, Walk
 from secondpass.record import DeadLetter
 from secondpass.store.reader import StoreReader
 
-CASES = int(os.environ.get("SECONDPASS_DIFFERENTIAL_CASES") or 400)
+CASES = int(os.environ.get("SECONDPASS_DIFFERENTIAL_CASES") or 200)
 PARTS = 10
 
 
@@ -30,7 +32,7 @@ def directory() -> Iterator[Path]:
         yield folder
 
 
-class Kept(Onlooker):
+class PutOut(Onlooker):
     """All that a walk puts out."""
 
     def __init__(self, streams: Any) -> None:
@@ -46,19 +48,22 @@ class Kept(Onlooker):
         self.letters.append(letter)
 
 
-def replayed(app: App, directory: Path) -> Left:
-    """What a walk over the recorded log gives."""
+def replayed(app: App, directory: Path, position: int = 0) -> tuple[Left, Base]:
+    """What a walk over the recorded log gives, from the nearest snapshot on; and where that was."""
     store = StoreReader.open_to_read(directory)
-    kept = Kept(app.streams)
-    walk = Walk(store, app, Base(), onlooker=kept)
+    put_out = PutOut(app.streams)
+    base = Kept(store).nearest(position) if position else Base()
+    walk = Walk(store, app, base, onlooker=put_out)
     try:
         walk.run()
     finally:
         walk.close()
+        base.close()
         store.close()
     links, now = walk.standing.links, walk.now
     state = {link.name: plain_state(link.task, link.cells, link.values, now) for link in links}
-    return Left(kept.streams, kept.letters, state, {}, now, None, kept.positions, walk.position)
+    left = Left(put_out.streams, put_out.letters, state, {}, now, None, put_out.positions, walk.position)
+    return left, base
 
 
 def wrong(case: cases.Case, directory: Path) -> str | None:
@@ -66,19 +71,31 @@ def wrong(case: cases.Case, directory: Path) -> str | None:
     rng = random.Random(f"{case.seed} ways")
     if cases.refused_whole(case):
         return None
-    with engine_runs.pressed(random.Random(rng.random())):
+    with engine_runs.pressed(random.Random(rng.random())), engine_runs.snapshots_now_and_then(rng):
         assert cases._in_store_differs(case, rng, directory) is None
     tasks = case.tasks()
     sources = [Scripted(records, f"source {i}") for i, records in enumerate(case.sources)]
     want = stored(tasks, directory / "store")
     if not want.position:
         return None
-    got = replayed(App("case", sources=sources, tasks=tasks), directory / "store")
+    app = App("case", sources=sources, tasks=tasks)
     want.tallies = {}
-    found = difference(want, got)
-    if found is None and want.positions != got.positions:
-        found = f"positions: {want.positions} stored, {got.positions} again"
-    return found
+    for at in [0, *sorted(files(directory / "store" / DIRECTORY))]:
+        got, base = replayed(app, directory / "store", at)
+        if base.position != at:
+            return f"the snapshot at {at} is not used"
+        found = difference(behind(want, base), got)
+        if found is not None:
+            return f"from {at}: {found}"
+        if at == 0 and want.positions != got.positions:
+            return f"positions: {want.positions} stored, {got.positions} again"
+    return None
+
+
+def behind(left: Left, base: Base) -> Left:
+    """What was put out behind a base."""
+    streams = {name: events[base.numbers.get(name, 0) :] for name, events in left.streams.items()}
+    return dataclasses.replace(left, streams=streams, letters=left.letters[base.letters :])
 
 
 @pytest.mark.timeout(0 if CASES > 20_000 else 600)

@@ -3,7 +3,7 @@
     the sources     give the same records again, by offset
     the history     says the rest: what was taken from which source, intake times, retries, commands, verdicts, starts
 
-`Log` gives both as one sequence. Nothing here writes.
+`Replay` gives both as one sequence. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from secondpass.app import App
 from secondpass.connectors.contract import Batch
-from secondpass.connectors.memory import as_source
 from secondpass.engine.epoch import Epoch
 from secondpass.engine.intake import Intake, _batch_of
 from secondpass.engine.live import Described
 from secondpass.engine.outbox import decode_event
+from secondpass.engine.pushed import LogSource, places_of, sources_of
 from secondpass.errors import InputError, NotRepeated, OutputError
 from secondpass.record import Retry, Verdict
 from secondpass.store.reader import StoreReader
@@ -72,7 +72,7 @@ Item = Epoch | Restarted | Commanded
 # ---------------------------------------------------------------- the log
 
 
-class Log:
+class Replay:
     """The records of an app from a base on, up to a position or to where its store stands."""
 
     def __init__(self, store: StoreReader, app: App, base: Base, upto: int | None = None) -> None:
@@ -96,7 +96,7 @@ class Log:
         for number, _, details in store.history_of("verdict"):
             if number <= base.entries:  # it may be about an event behind the base
                 self._judge(details)
-        self._sources = _open(app, base.places)
+        self._sources = _open(app, store, base)
         self._bound()
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class Log:
             self._sources.plan = deque((int(i), int(n)) for i, n in details)
         elif kind == "verdict":
             self._judge(details)
-        elif kind not in ("drop", "left out"):
+        elif kind not in ("drop", "left out", "timetable"):
             raise NotRepeated(
                 f"the history holds an entry of the kind {kind!r}, which this secondpass does not know"
             )
@@ -200,21 +200,39 @@ def _records_of(places: Iterable[Any]) -> list[int]:
     return [place.get("records", 0) if place else 0 for place in places]
 
 
-def _open(app: App, places: list[Any]) -> _Sources:
+def _open(app: App, store: StoreReader, base: Base) -> _Sources:
     """The sources of an app at the places of a base; raises `InputError` where they are not what was read."""
-    sources = [as_source(s, i) for i, s in enumerate(app.sources)]
-    for source in sources:
-        if getattr(source, "path", None) == "-":
-            raise InputError(
-                "standard input can be read once only, so what came of it cannot be run again; write it to a file first"
-            )
+    assert store.directory is not None
+    sources = sources_of(app, LogSource(store.directory, ended=lambda: True))
+    if any(getattr(source, "path", None) == "-" for source in sources):
+        raise InputError(
+            "standard input can be read once only, so what came of it cannot be run again; write it to a file first"
+        )
+    places = places_of(sources, base.places) if base.snapshot else _beginnings(sources, store)
     try:
-        return _Sources(sources, places, follow=False, accept=True)
-    except InputError:
-        if not any(places):
-            raise
-    # A log that was rotated since is found by who follows it.
-    return _Sources(sources, places, follow=True, accept=True)
+        return _Sources(sources, places, follow=False, accept=False)
+    except InputError as error:
+        # A file may have been moved, and one that was rotated since is found by who follows it. What left the log is gone.
+        for follow in () if any(isinstance(source, LogSource) for source in sources) else (False, True):
+            try:
+                return _Sources(sources, places, follow=follow, accept=True)
+            except InputError:
+                continue
+        raise InputError(f"from position {base.position}: {error}") from error
+
+
+def _beginnings(sources: list[Any], store: StoreReader) -> list[Any]:
+    """Where each source began: a log, which may hold what is older, by what was taken of it."""
+    places = places_of(sources, store.progress.sources)
+    for i, (source, place) in enumerate(zip(sources, places, strict=True)):
+        begun = None
+        if isinstance(source, LogSource) and place is not None:
+            begun = {
+                "offset": {**place["offset"], "next": place["offset"]["next"] - place.get("records", 0)},
+                "skip": 0,
+            }
+        places[i] = begun
+    return places
 
 
 class _Sources(Intake):
@@ -222,20 +240,22 @@ class _Sources(Intake):
 
     def __init__(self, sources: list[Any], places: list[Any], *, follow: bool, accept: bool) -> None:
         super().__init__(sources, places, follow=follow, accept=accept)
+        self._bounds: list[int] = []
         self.intake_time = 0.0
         self.plan: deque[tuple[int, int]] = deque()
         """Of so many records from which source an epoch consisted that took them by arrival."""
 
     def bound(self, records: list[int]) -> None:
         """Take no more of each source than so many records since the beginning."""
-        for i, feed in enumerate(self._feeds):
-            feed.until = records[i] if i < len(records) else 0
+        self._bounds = records
 
     def again(self, first: int, now: float, limit: int) -> Epoch:
         """Up to `limit` records as an epoch, at least one."""
         if len(self._feeds) == 1:
             batch = self._feeds[0].read(limit)
         else:
+            for i, feed in enumerate(self._feeds):
+                feed.until = None if self.plan else self._bounds[i] if i < len(self._bounds) else 0
             batch = self._planned(limit) if self.plan else self._merged(limit)
         if batch is None or not batch.count:
             names = ", ".join(feed.name for feed in self._feeds)
@@ -273,4 +293,4 @@ def records_of(epoch: Epoch) -> Iterator[tuple[int, Any, float]]:
         yield epoch.first + index, record if epoch.retry is None else epoch.retry, nows[index]
 
 
-__all__ = ["Base", "Commanded", "Item", "Log", "Restarted", "records_of"]
+__all__ = ["Base", "Commanded", "Item", "Replay", "Restarted", "records_of"]

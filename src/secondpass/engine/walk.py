@@ -11,7 +11,7 @@ from typing import Any
 from secondpass.app import MAIN, App
 from secondpass.change import Link
 from secondpass.engine.epoch import Epoch
-from secondpass.engine.replay import Base, Commanded, Log, Restarted, records_of
+from secondpass.engine.replay import Base, Commanded, Replay, Restarted, records_of
 from secondpass.engine.standing import Standing
 from secondpass.errors import NotRepeated, SetupFailed, TaskError
 from secondpass.record import INTAKE, DeadLetter, Refused, Retry, Told, error_text, event_crc, trace_text
@@ -71,7 +71,7 @@ class Walk:
         onlooker: Onlooker | None = None,
         make: Callable[[Link], Step] | None = None,
     ) -> None:
-        self.log = Log(store, app, base, upto)
+        self.log = Replay(store, app, base, upto)
         self.now = base.now
         self._onlooker = onlooker or Onlooker()
         self._make = make or _plain_step
