@@ -4,6 +4,7 @@ What an app is:       App
 How events reach it:  a source, or Log
 What it handles:      Event
 What it consists of:  Task, table, value, output, ALL; Timetable
+Why it decided so:    explain
 What can go wrong:    SecondpassError and its tree in `secondpass.errors`
 
 Where things are: `reference.py` says what an app means, `engine/loop.py` is the loop that runs it,
@@ -13,6 +14,7 @@ Where things are: `reference.py` says what an app means, `engine/loop.py` is the
 from typing import TYPE_CHECKING
 
 from secondpass.app import App as App
+from secondpass.app import explain as explain
 from secondpass.errors import SecondpassError as SecondpassError
 from secondpass.event import Event as Event
 from secondpass.event import UntypedEvent as UntypedEvent
@@ -46,6 +48,7 @@ __all__ = [
     "Task",
     "Timetable",
     "UntypedEvent",
+    "explain",
     "output",
     "table",
     "value",

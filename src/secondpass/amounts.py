@@ -38,14 +38,14 @@ def bytes_of(text: str) -> int | None:
 
 
 class Keep(NamedTuple):
-    """What of a log stays: so old, and so much of it, at most."""
+    """What of a log, or of snapshots, stays: so old, and so much of it, at most."""
 
     age_s: float | None = None
     bytes: int | None = None
 
     @classmethod
-    def of(cls, given: str | Sequence[str]) -> Keep:
-        """What `App(keep_log=...)` means; raises `DefinitionError` for what means nothing.
+    def of(cls, given: str | Sequence[str], option: str = "keep_log") -> Keep:
+        """What `App(keep_log=...)` and its like mean; raises `DefinitionError` for what means nothing.
 
         >>> Keep.of(["7d", "10GB"])
         Keep(age_s=604800.0, bytes=10000000000)
@@ -56,8 +56,8 @@ class Keep(NamedTuple):
             age, bytes_ = seconds_of(text), bytes_of(text)
             if age is None and bytes_ is None:
                 raise DefinitionError(
-                    f"keep_log={given!r}: write an age (ms, s, m, h, d), a size (kB, MB, GB, TB), or both: "
-                    f'keep_log=("7d", "10GB")'
+                    f"{option}={given!r}: write an age (ms, s, m, h, d), a size (kB, MB, GB, TB), or both: "
+                    f'{option}=("7d", "10GB")'
                 )
             age_s, size = age if age is not None else age_s, bytes_ if bytes_ is not None else size
         return cls(age_s, size)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from secondpass.control import Control
     from secondpass.engine.eventlog import Log
+    from secondpass.engine.explain import Explanation
     from secondpass.engine.summary import Summary
     from secondpass.timetable import Timetable
 
@@ -58,7 +59,8 @@ class App:
     what the chain passes; `sinks` names those of the tasks' named outputs. Without a source the app takes what is
     appended to its log, `app.log`, of which `keep_log` ("7d", "10GB", or both) bounds what stays. `workers` is the number of processes
     that may run tasks beside this one (default: the cores that this process may use; 0: none). `timetables` start and
-    stop tasks by the clock. Raises
+    stop tasks by the clock. `keep_snapshots` bounds the snapshots of its state from which decisions are explained and
+    rehearsed (None: none are taken). Raises
     `DefinitionError` for what cannot work, before anything runs.
     """
 
@@ -74,6 +76,7 @@ class App:
         workers: int | None = None,
         timetables: Sequence[Timetable] = (),
         keep_log: str | Sequence[str] | None = None,
+        keep_snapshots: str | Sequence[str] | None = ("30d", "1GB"),
     ) -> None:
         if not name or name[0] in "_.-" or not _NAME_LETTERS.issuperset(name):
             raise DefinitionError(
@@ -96,6 +99,7 @@ class App:
         self.keep_log = None if keep_log is None else Keep.of(keep_log)
         self.feeders: tuple[Feeder, ...] = ()
         """The functions that are sources: see `source`."""
+        self.keep_snapshots = None if keep_snapshots is None else Keep.of(keep_snapshots, "keep_snapshots")
         self.running_store: Path | None = None
         """The store of a run that is going on in this process."""
         self._log: Log | None = None
@@ -224,6 +228,30 @@ class App:
 
         return Control(self.default_store(), self)
 
+    def explain(self, position: int, *, store: str | Path | EllipsisType = ..., back: int = 0) -> Explanation:
+        """Why the event at a position became what it became; raises `NotRepeated` where that cannot be told.
+
+        >>> from secondpass import App, Task, value
+        >>> class First(Task):
+        ...     known = value(bool, False)
+        ...     def handle(self, event):
+        ...         if self.known:
+        ...             return None
+        ...         self.known = True
+        ...         return event
+        >>> app = App("first", source=[{"n": n} for n in range(3)], tasks=[First()])
+        >>> summary = app.run(store="store")
+        >>> found = app.explain(2, store="store")
+        >>> found.ended, found.calls[0].reads[0].by.event
+        ('dropped by First', {'n': 0})
+
+        Each task's calls tell which cells they read and changed, and which earlier record had changed them last; with
+        `back=N` those are explained too, N steps far. It runs again what the store recorded, and writes nothing.
+        """
+        from secondpass.engine.explain import explain  # as above
+
+        return explain(self, position, store=self.default_store() if store is ... else store, back=back)
+
     def default_store(self) -> Path:
         """`.secondpass/<name>` beside the app's file, or in the working directory."""
         from pathlib import Path  # only a run needs it
@@ -260,6 +288,22 @@ class App:
     def __repr__(self) -> str:
         chain = " -> ".join(t.name for t in self.tasks) or "(no tasks)"
         return f"App({self.name!r}: {chain})"
+
+
+def explain(
+    app: App | str, position: int, *, store: str | Path | EllipsisType = ..., back: int = 0
+) -> Explanation:
+    """`App.explain`, also for an app by its spec: `explain("roadside.py", 812)`.
+
+    >>> from secondpass import App, explain
+    >>> app = App("all", source=[{"n": 1}, {"n": 2}], tasks=[])
+    >>> summary = app.run(store="all")
+    >>> explain(app, 1, store="all").ended
+    'output 1 of main'
+    """
+    from secondpass.engine.explain import explain as run
+
+    return run(app, position, store=None if store is ... else store, back=back)
 
 
 def streams_of(tasks: Iterable[Task[Any]]) -> Streams:

@@ -5,6 +5,7 @@
     │   ├── DefinitionError     a class or an app is defined in a way that cannot work
     │   ├── ChainChanged        the app's state changed its names; say which is which
     │   ├── ChangeRefused       a command cannot be done; the chain runs on as it was
+    │   ├── NotRepeated         the app as it is now does not repeat what ran
     │   └── SettingsError       an option or an argument does not fit
     ├── TaskError               your task's code did something at one event
     │   ├── TaskFault           it broke a rule of meaning (a wrong type in a cell, a returned bool, ...)
@@ -61,6 +62,10 @@ class ChainChanged(UsageError):
 
 class ChangeRefused(UsageError):
     """A command to a chain cannot be done; the chain runs on as it was."""
+
+
+class NotRepeated(UsageError):
+    """Run again, the app does not give what it gave: its code or its input has changed, or it depends on more."""
 
 
 class SettingsError(UsageError, ValueError):

@@ -33,12 +33,14 @@ from secondpass.engine.crew import Crew
 from secondpass.engine.inprocess import InProcess
 from secondpass.engine.outbox import decode_event, decode_events
 from secondpass.engine.recipe import recipe_for
+from secondpass.engine.snapshots import DIRECTORY
 from secondpass.engine.stage import Stage
 from secondpass.engine.workers import LocalProcesses
 from secondpass.errors import TaskError, TaskFault
 from secondpass.record import DeadLetter, Refused, Retry
 from secondpass.reference import Tally
 from secondpass.store import fold as fold_module
+from secondpass.store.copy import Moment
 from secondpass.store.database import Store
 from secondpass.task import Task
 
@@ -190,6 +192,28 @@ def pressed(rng: random.Random) -> Iterator[None]:
     finally:
         stage_module.mirrors, Stage.changes = mirrors, swept
         fold_module.BYTES_MIN, fold_module.SLICE_BYTES = before
+
+
+@contextlib.contextmanager
+def snapshots_now_and_then(rng: random.Random) -> Iterator[None]:
+    """Take a snapshot after some of the commits, and at some of the starts."""
+    commit, start = Store.commit, Store.start
+
+    def then(do: Any) -> Any:
+        def done(store: Store, *given: Any, **more: Any) -> None:
+            do(store, *given, **more)
+            if store.directory is not None and rng.random() < 0.3:
+                moment = Moment(store.directory, store.directory / DIRECTORY)
+                moment.copy()
+                moment.close()
+
+        return done
+
+    Store.commit, Store.start = then(commit), then(start)
+    try:
+        yield
+    finally:
+        Store.commit, Store.start = commit, start
 
 
 # ---------------------------------------------------------------- what a run leaves

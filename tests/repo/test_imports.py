@@ -32,6 +32,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("app", "engine.eventlog"): "app.log is where a user's script appends; an app at rest needs none",
     ("app", "engine.run"): "App.run is where a user's script enters the engine; an app at rest needs none",
     ("app", "control"): "App.control likewise",
+    ("app", "engine.explain"): "App.explain likewise",
 }
 
 

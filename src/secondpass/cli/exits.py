@@ -18,6 +18,7 @@ from secondpass.cli import text
 from secondpass.errors import (
     InputError,
     InternalError,
+    NotRepeated,
     OutputError,
     SecondpassError,
     StoreError,
@@ -30,7 +31,7 @@ DONE, DIFFERENCE, USAGE, TASK, INPUT, OUTPUT, STORE, INTERNAL, INTERRUPTED = 0, 
 
 MEANINGS: dict[int, str] = {
     DONE: "done",
-    DIFFERENCE: "`check` found a difference",
+    DIFFERENCE: "`check` found a difference, or a re-run did",
     USAGE: "the command, the app or an option is wrong",
     TASK: "a task stopped the app",
     INPUT: "an input cannot be read, or is not the one read before",
@@ -43,6 +44,7 @@ MEANINGS: dict[int, str] = {
 
 # The first that fits, so a class stands before the one it inherits from.
 _CODES: tuple[tuple[type[Exception], int], ...] = (
+    (NotRepeated, DIFFERENCE),
     (UsageError, USAGE),
     (TaskError, TASK),
     (InputError, INPUT),

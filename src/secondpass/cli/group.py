@@ -26,6 +26,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "check": ("check:check", "Run an app in several ways and show the first difference."),
         "schedule": ("schedule:schedule", "Show which events wait for which, and how many can run at once."),
     },
+    "Understand": {
+        "explain": ("explain:explain", "Show why an event became what it became."),
+    },
     "Look": {
         "status": ("status:status", "Show where an app stands."),
         "outputs": ("outputs:outputs", "Print outputs from an app's store."),

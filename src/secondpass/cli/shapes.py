@@ -290,6 +290,94 @@ class ScheduleReport(Shape):
     advice: list[str]
 
 
+class ReadReport(Shape):
+    """A cell that a call looked at, as earlier records left it."""
+
+    name: Annotated[str, says("of the table or the value")]
+    key: Annotated[Any, says("null for a value")]
+    there: Annotated[bool, says("whether there was such a cell")]
+    value: Annotated[Any, says("what it held; of an expired one, what it had held")]
+    written: Annotated[
+        float | None, says("the stream's time when it was assigned; null without a time to live")
+    ]
+    expired: bool
+    by: Annotated[
+        int | None, says("the position of the record that had changed it last; null where none is known")
+    ]
+    by_event: Annotated[Any, says("what came there")]
+    unknown: Annotated[str | None, says("why the position is not known, where somebody changed it")]
+
+
+class WriteReport(Shape):
+    """A cell that a call changed."""
+
+    name: str
+    key: Annotated[Any, says("null for a value")]
+    was_there: bool
+    before: Any
+    is_there: bool
+    after: Any
+    written: float | None
+
+
+class EmittedReport(Shape):
+    """An output that came of the record."""
+
+    stream: str
+    number: int
+    event: Any
+
+
+class CallReport(Shape):
+    """What one task did with the event."""
+
+    task: str
+    path: Annotated[
+        list[int], says("the event's index in each list that it was emitted in; empty for the record's own")
+    ]
+    outcome: Literal["passed", "changed", "emitted", "dropped", "failed", "passed by"]
+    event: Any
+    results: Annotated[list[Any], says("the events that it put out")]
+    reads: list[ReadReport]
+    more_reads: Annotated[int, says("cells beyond those that are listed")]
+    iterated: Annotated[list[str], says("tables that it went through from end to end")]
+    writes: list[WriteReport]
+    emitted: Annotated[list[Any], says("[stream, event] of each event on a named output")]
+    counts: dict[str, int]
+    logged: list[str]
+    error: str | None
+    traceback: str | None
+    why: Annotated[str | None, says("`stopped` or `type`, where it passed the event by")]
+
+
+class SetAsideReport(Shape):
+    """A dead letter that came of the record."""
+
+    number: int
+    task: Annotated[str | None, says("null where it was set aside before the chain")]
+    error: str
+    traceback: str
+
+
+class ExplainReport(Shape):
+    """`explain`: what became of one record, and why."""
+
+    app: str
+    position: int
+    kind: Literal["event", "retry", "refused", "command"]
+    event: Annotated[Any, says("of a command its details; null for what was no event")]
+    raw: Annotated[str, says("the input, where it was no event")]
+    now: Annotated[float | None, says("the stream's time at it")]
+    ended: Annotated[str, says("in words")]
+    calls: Annotated[list[CallReport], says("in the order in which they were made")]
+    outputs: list[EmittedReport]
+    set_aside: list[SetAsideReport]
+    chain: Annotated[list[str], says("after a command: the tasks from there on")]
+    since: Annotated[int, says("the position from which it was run again")]
+    compared: Annotated[int, says("recorded outputs since there that were found to be the same")]
+    earlier: Annotated[list[ExplainReport], says("`--back`: the records that wrote what was read, and so on")]
+
+
 class Finding(Shape):
     """One thing that `doctor` looked at."""
 
@@ -321,6 +409,7 @@ DOCUMENTS: dict[str, tuple[type[Shape], ...]] = {
     "try": (TryLine,),
     "check": (CheckReport,),
     "schedule": (ScheduleReport,),
+    "explain": (ExplainReport,),
     "status": (StatusReport,),
     "outputs": (OutputLine,),
     "dead-letters list": (LetterList,),

@@ -1,8 +1,8 @@
 """From sources to epochs: reading, merging, and what is refused at the door.
 
 Finite sources merge by (time, order of the sources, offset); followed ones by arrival, recorded. A source's
-place is `{"offset": where a batch began, "skip": records of that batch already taken}`, so that a merge may
-stop in the middle of a batch.
+place is `{"offset": where a batch began, "skip": records of that batch already taken, "records": those taken in
+all}`, so that a merge may stop in the middle of a batch, and can be done again.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ class _Feed:
             self.before = getattr(self.reader, "begins_at", None)  # a log is known by its place
         self.batch: Batch | None = None
         self.taken = 0
+        self.records: int = place.get("records", 0) if place else 0
+        """Taken since the beginning of the store."""
+        self.until: int | None = None
+        """Where it ends for whoever takes the same again."""
         self.ended = False
         self._by_index: dict[int, Any] = {}
         if place:
@@ -62,12 +66,14 @@ class _Feed:
         """Where this source stands, for the commit."""
         if self.before is None and not self.taken:
             return None
-        return {"offset": self.before, "skip": self.taken}
+        return {"offset": self.before, "skip": self.taken, "records": self.records}
 
     # A merge looks at single records of the batch in hand.
 
     def refill(self, limit: int) -> bool:
         """Have a record in hand; gives False when a followed source has none now, or at the end."""
+        if self.until is not None and self.records >= self.until:
+            return False
         while self.batch is None and not self.ended:
             batch = self.read(limit)
             if batch is not None and batch.count:
@@ -84,6 +90,7 @@ class _Feed:
     def advance(self) -> None:
         assert self.batch is not None
         self.taken += 1
+        self.records += 1
         if self.taken == self.batch.count:
             self.before, self.batch, self.taken = self.batch.offset, None, 0
 
@@ -124,6 +131,7 @@ class Intake:
             if batch is None:
                 return None
             feed.before = batch.offset
+            feed.records += batch.count
         elif self.following:
             batch = self._by_arrival(limit, taken, number)
         else:
@@ -169,11 +177,15 @@ class Intake:
         try:
             self._latest = max(found, default=-math.inf) if math.isfinite(sum(found)) else math.inf
         except TypeError:
-            at = time.time()
+            at = self._clock()
             found = [at if t is None else t for t in found]
             self._latest = max(found) if math.isfinite(sum(found)) else math.inf
             return found, at
         return found, None
+
+    def _clock(self) -> float:
+        """The time of intake."""
+        return time.time()
 
     def _reader(self, kind: type) -> Any:
         if kind not in self._readers:
@@ -208,7 +220,11 @@ class Intake:
         return [
             place
             if not n
-            else {"offset": place["offset"] if place else None, "skip": n + (place["skip"] if place else 0)}
+            else {
+                "offset": place["offset"] if place else None,
+                "skip": n + (place["skip"] if place else 0),
+                "records": n + (place.get("records", 0) if place else 0),
+            }
             for place, n in zip(self._places_before, counts, strict=True)
         ]
 

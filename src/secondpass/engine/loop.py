@@ -68,6 +68,8 @@ class Hub:
         self.stopping = False
         self.limit: int | None = None
         self.on_epoch: Callable[[Hub], None] = lambda _: None
+        self.on_change: Callable[[], None] = lambda: None
+        """The chain is another from here on."""
         self.sleep: Callable[[float], None] = time.sleep
         self._active_at = time.monotonic()
         self._tallies = {
@@ -133,6 +135,7 @@ class Hub:
         details = {**found.details, **applied.told()}
         self._record_command(details, None, applied)
         applied.take_effect()
+        self.on_change()
         self.commands.app = found.app
         self.summary.changes.append(f"position {position}: {applied.change.kind} {applied.change.task}")
         self.held.append((found.command.kind, time.perf_counter() - began))
@@ -291,8 +294,10 @@ class Hub:
         history: list[tuple[str, Any]] = []
         status: dict[int, str] = {}
         if epoch.retry is not None:
-            entry, status = self.commands.settle(progress)
-            history.append(entry)
+            (kind, details), status = self.commands.settle(progress)
+            if epoch.events:  # it may have been mended
+                details = {**details, "event": encode_event(epoch.retry.event)}
+            history.append((kind, details))
         if epoch.intake_time is not None:
             history.append(("intake", {"count": epoch.count, "time": epoch.intake_time}))
         if epoch.taken:

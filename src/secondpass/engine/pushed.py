@@ -48,7 +48,7 @@ def places_of(sources: list[Source], stored: list[Any]) -> list[Any]:
     logs = next(filter(_is_logs, stored), None)
     if logs is not None:
         # What was taken of a batch may have left the log already: no reason to read and skip it.
-        logs = {"offset": {**logs["offset"], "next": _taken(logs)}, "skip": 0}
+        logs = {**logs, "offset": {**logs["offset"], "next": _taken(logs)}, "skip": 0}
     return [logs if isinstance(source, LogSource) else next(rest, None) for source in sources]
 
 

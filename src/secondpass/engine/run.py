@@ -29,6 +29,8 @@ from secondpass.engine.outbox import Outbox
 from secondpass.engine.placement import cores, needs_workers, never_inline
 from secondpass.engine.pushed import Pushing, places_of, sources_of
 from secondpass.engine.recipe import NotPortable, recipe_for
+from secondpass.engine.snapshots import DIRECTORY as SNAPSHOTS
+from secondpass.engine.snapshots import Snapshots
 from secondpass.engine.stage import Stage
 from secondpass.engine.summary import Summary
 from secondpass.errors import SecondpassError, SetupFailed
@@ -40,7 +42,7 @@ from secondpass.store.reader import moved
 from secondpass.task import Task
 
 # What a store directory holds that `--fresh` throws away; everything else in it stays.
-_STORE_FILES = ("store.db", "store.db-wal", "store.db-shm", "commands", RUNNING, CRASH)
+_STORE_FILES = ("store.db", "store.db-wal", "store.db-shm", "commands", RUNNING, CRASH, SNAPSHOTS)
 
 
 def run_app(
@@ -71,6 +73,7 @@ def run_app(
     chain: Chain | None = None
     hazard: Hazard | None = None
     pushing: Pushing | None = None
+    snapshots: Snapshots | None = None
     try:
         if opened.directory is not None:
             hazard = Hazard(opened.directory, opened.progress.position)
@@ -100,6 +103,11 @@ def run_app(
             hub.on_epoch = on_epoch
         if pushing is not None:
             pushing.join(hub)
+        if opened.directory is not None and app.keep_snapshots is not None:
+            snapshots = Snapshots(opened.directory, app.keep_snapshots, lambda: opened.progress.position)
+            hub.on_change = snapshots.pin
+            if summary.changes and summary.position:
+                snapshots.pin()
         if on_start is not None:
             on_start(hub)
         with _stopping_on_signals(hub), at_hand(asked_for, hub):
@@ -108,6 +116,8 @@ def run_app(
             summary.ended = "stopped"
     finally:
         summary.seconds = time.perf_counter() - began
+        if snapshots is not None:
+            snapshots.close()
         if hazard is not None:
             hazard.close()
         if chain is not None and chain.crew is not None:
@@ -194,13 +204,19 @@ def start_chain(
         stopped = task.name in live.stopped
         stages.append(_stage(task, tables, values, elsewhere, number, stopped=stopped))
     comparison.changes += live.notes
-    note = {"at": time.time(), "pid": os.getpid(), "changes": comparison.changes}
+    note: dict[str, Any] = {"at": time.time(), "pid": os.getpid(), "changes": comparison.changes}
     names = list(codecs_of(app.tasks))
     app_file = None if app.file is None else str(app.file)
     app_note = {"name": app.name, "file": app_file}
     described = [
         {**found, "stopped": True} if found["name"] in live.stopped else found for found in comparison.new
     ]
+    if described != comparison.old:
+        note["chain"] = described
+    if comparison.moves:
+        note["moves"] = [[list(old), new and list(new)] for old, new in comparison.moves.items()]
+    # What a finite source holds later must not come before what was taken of the others by now.
+    note["records"] = [place.get("records", 0) if place else 0 for place in store.progress.sources]
     aside = comparison.aside(moved(store.tables(), comparison.moves))
     store.start(described, names, comparison.moves, note, app_note, live.file, aside, comparison.expired)
     summary.changes = comparison.changes

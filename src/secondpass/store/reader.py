@@ -62,6 +62,7 @@ class StoreReader:
     def __init__(self, connection: Database, directory: Path | None) -> None:
         self._db = connection
         self.directory = directory
+        self._file = FILE
         self.progress = Progress()
         self._turn = 0
         self._epoch = 0
@@ -69,13 +70,14 @@ class StoreReader:
         self._alone = False  # whether only we write
 
     @classmethod
-    def open_to_read(cls, directory: Path) -> Self:
-        """Open a store beside its writer, without ever writing to it."""
+    def open_to_read(cls, directory: Path, file: str = FILE) -> Self:
+        """Open a store, or a snapshot of one, beside its writer, without ever writing to it."""
         require_sqlite()
-        if not (directory / FILE).is_file():
+        if not (directory / file).is_file():
             raise StoreError(f"there is no store in {directory}; `secondpass run APP` makes one")
         with translated(directory):
-            store = cls(connect_to_read(directory / FILE), directory)
+            store = cls(connect_to_read(directory / file), directory)
+        store._file = file
         try:
             store._look()
         except BaseException:
@@ -114,7 +116,7 @@ class StoreReader:
                 self._refuse(beyond)
 
     def _turn_beyond(self) -> int:
-        return 0 if self.directory is None else turn_beyond(self.directory / f"{FILE}-wal", self._turn)
+        return 0 if self.directory is None else turn_beyond(self.directory / f"{self._file}-wal", self._turn)
 
     def _refuse(self, beyond: int) -> None:
         if beyond > self._turn + 1:
@@ -188,12 +190,12 @@ class StoreReader:
         found: list[tuple[list[str], int]] = self.meta("tables") or []
         return {(task, name): number for (task, name), number in found}
 
-    def history(self) -> Iterator[tuple[int, str, Any]]:
-        """Starts, chain changes and retries: (position, kind, details), in order."""
+    def history(self, after: int = 0) -> Iterator[tuple[int, str, Any]]:
+        """Starts, chain changes and retries: (position, kind, details), in order, without the first `after`."""
         with self.snapshot(), reading(self.directory):
-            last = 0
+            last = after
             for number, position, kind, body, stored in self._db.execute(
-                "SELECT id, position, kind, body, crc FROM history ORDER BY id"
+                "SELECT id, position, kind, body, crc FROM history WHERE id > ? ORDER BY id", (after,)
             ):
                 check(f"history {number}", stored, body, number, position, kind)
                 if number != last + 1:
@@ -212,6 +214,17 @@ class StoreReader:
             ):
                 check(f"history {number}", stored, body, number, position, kind)
                 found.append((position, kind, unpack(body)))
+            return found
+
+    def history_of(self, kind: str) -> list[tuple[int, int, Any]]:
+        """The entries of one kind: (number, position, details), in order."""
+        with self.snapshot(), reading(self.directory):
+            found: list[tuple[int, int, Any]] = []
+            for number, position, body, stored in self._db.execute(
+                "SELECT id, position, body, crc FROM history WHERE kind = ? ORDER BY id", (kind,)
+            ):
+                check(f"history {number}", stored, body, number, position, kind)
+                found.append((number, position, unpack(body)))
             return found
 
     # ---- state

@@ -1,0 +1,180 @@
+"""Snapshots of a running app's state: what `explain` and `rehearse` begin from.
+
+    taken       by a thread beside the hub, from one committed moment, at intervals that grow with their cost
+    kept        so many, so old, so much at most: the recent ones close together, the old ones far apart
+    used        only where they are whole and of this store; the beginning of the log is always one more
+
+The hub does not wait for them. What is half-written when a process ends is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from secondpass.amounts import Keep
+from secondpass.engine.replay import Base
+from secondpass.errors import SecondpassError, StoreError
+from secondpass.store.copy import PARTIAL, Moment, interrupted
+from secondpass.store.reader import StoreReader
+
+DIRECTORY = "snapshots"
+KEPT = 16
+"""So many are kept at most."""
+RECORDS_MIN = 20_000
+"""Fewer records are run again in no time."""
+FIRST_S, LAST_S = 2.0, 60.0
+"""The interval doubles from the first to the last."""
+SHARE = 0.02
+"""The share of one processor's time that goes into snapshots at most."""
+_LOOK_S = 0.25
+_NICE = 10
+
+
+class Kept:
+    """The snapshots that are kept beside a store."""
+
+    def __init__(self, store: StoreReader) -> None:
+        assert store.directory is not None
+        self._directory = store.directory / DIRECTORY
+        self._created = store.meta("store")
+
+    def positions(self) -> list[int]:
+        """Where there are snapshots, in order."""
+        return sorted(files(self._directory))
+
+    def nearest(self, position: int) -> Base:
+        """The nearest place at or before a position to run from: a snapshot, or the beginning."""
+        for at in reversed(self.positions()):
+            if at <= position:
+                found = self._open(at)
+                if found is not None:
+                    return Base(found)
+        return Base()
+
+    def _open(self, position: int) -> StoreReader | None:
+        """A snapshot, if it is whole, and of this store."""
+        try:
+            found = StoreReader.open_to_read(self._directory, f"{position}.db")
+        except StoreError as error:
+            logging.getLogger("secondpass").warning(
+                "the snapshot at position %d is left out: %s", position, error
+            )
+            return None
+        if found.meta("store") != self._created or found.progress.position != position:
+            found.close()
+            return None
+        return found
+
+
+def files(directory: Path) -> dict[int, Path]:
+    """The snapshots of a directory, by position."""
+    return {int(path.stem): path for path in directory.glob("*.db") if path.stem.isdigit()}
+
+
+class Snapshots:
+    """Takes snapshots of one running app, in a thread of its own."""
+
+    def __init__(self, directory: Path, keep: Keep, position: Callable[[], int]) -> None:
+        self._store = directory
+        self._directory = directory / DIRECTORY
+        self._keep = keep
+        self._position = position
+        """Where the hub stands: read by the thread, so it is one plain read."""
+        self._pinned: deque[Moment] = deque()
+        self._current: Moment | None = None
+        self._wake = threading.Event()
+        self._ended = False
+        self._interval_s = FIRST_S
+        self._next_s = 0.0
+        self._last = max(files(self._directory), default=0)
+        for path in self._directory.glob(f"*{PARTIAL}*"):
+            path.unlink(missing_ok=True)
+        self._thread = threading.Thread(target=self._run, name="secondpass-snapshots", daemon=True)
+        self._thread.start()
+
+    def pin(self) -> None:
+        """Take one of this very moment: the chain is another from here on."""
+        with contextlib.suppress(StoreError):
+            self._pinned.append(Moment(self._store, self._directory))
+            self._wake.set()
+
+    def close(self) -> None:
+        """End the thread; what is pinned is still copied, anything else is not finished."""
+        self._ended = True
+        self._wake.set()
+        current = self._current
+        if current is not None and not self._pinned:
+            current.interrupt()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):  # where threads have no priority of their own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        while True:
+            if not self._ended:
+                self._wake.wait(_LOOK_S)
+            self._wake.clear()
+            while self._pinned:
+                self._take(self._pinned.popleft())
+            if self._ended:
+                return
+            if time.monotonic() >= self._next_s and self._position() - self._last >= RECORDS_MIN:
+                self._take(None)
+
+    def _take(self, moment: Moment | None) -> None:
+        began = time.monotonic()
+        try:
+            if moment is None:
+                moment = self._current = Moment(self._store, self._directory)
+            if self._ended and self._current is moment:
+                return
+            self._last = int(moment.copy().stem)
+            thin(self._directory, self._keep)
+        except (SecondpassError, OSError) as error:
+            if not (isinstance(error, StoreError) and interrupted(error)):
+                logging.getLogger("secondpass").warning("no snapshot was taken: %s", error)
+        finally:
+            self._current = None
+            if moment is not None:
+                moment.close()
+            now = time.monotonic()
+            self._next_s = now + max(self._interval_s, (now - began) / SHARE)
+            self._interval_s = min(2 * self._interval_s, LAST_S)
+
+
+def thin(directory: Path, keep: Keep) -> None:
+    """Remove what is too old, too many or too much."""
+    found = files(directory)
+    if keep.age_s is not None:
+        too_old = time.time() - keep.age_s
+        for position in [p for p, path in found.items() if path.stat().st_mtime < too_old]:
+            found.pop(position).unlink(missing_ok=True)
+    while len(found) > KEPT:
+        found.pop(least_missed(sorted(found))).unlink(missing_ok=True)
+    sizes = {position: path.stat().st_size for position, path in found.items()}
+    while keep.bytes is not None and sizes and sum(sizes.values()) > keep.bytes:
+        oldest = min(sizes)
+        sizes.pop(oldest)
+        found.pop(oldest).unlink(missing_ok=True)
+
+
+def least_missed(positions: list[int]) -> int:
+    """The one of several snapshots without which the way to any position grows least, for its age.
+
+    >>> least_missed([0, 100, 200, 300, 400])
+    100
+    >>> least_missed([0, 200, 300, 350, 400])
+    350
+    """
+    newest = positions[-1]
+    inner = range(1, len(positions) - 1)
+    return positions[
+        min(inner, key=lambda i: (positions[i + 1] - positions[i - 1]) / (1 + newest - positions[i - 1]))
+    ]
