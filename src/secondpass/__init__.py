@@ -3,7 +3,7 @@
 What an app is:       App
 How events reach it:  a source, or Log
 What it handles:      Event
-What it consists of:  Task, table, value, output, ALL; Timetable
+What it consists of:  Task, table, value, output, timer, every, ALL; Timetable
 What can go wrong:    SecondpassError and its tree in `secondpass.errors`
 
 Where things are: `reference.py` says what an app means, `engine/loop.py` is the loop that runs it,
@@ -21,6 +21,8 @@ from secondpass.state import table as table
 from secondpass.state import value as value
 from secondpass.task import ALL as ALL
 from secondpass.task import Task as Task
+from secondpass.timers import every as every
+from secondpass.timers import timer as timer
 from secondpass.timetable import Timetable as Timetable
 
 if TYPE_CHECKING:
@@ -46,7 +48,9 @@ __all__ = [
     "Task",
     "Timetable",
     "UntypedEvent",
+    "every",
     "output",
     "table",
+    "timer",
     "value",
 ]
