@@ -475,13 +475,20 @@ def set_up(task: Task[Any]) -> None:
 
 
 def attach_state(
-    task: Task[Any], tables: Mapping[str, Any], moment: Any, timing: Timing, on_set: Any = None
+    task: Task[Any],
+    tables: Mapping[str, Any],
+    moment: Any,
+    timing: Timing,
+    on_set: Mapping[str, Callable[[float, Any, float | None], None]] | None = None,
 ) -> None:
     """Give a task its tables, and the timers whose pending times are in some of them."""
     timers = type(task)._shape.timers
     attach(
         task,
-        **{n: t if n not in timers else timers[n].live(t, moment, timing, on_set) for n, t in tables.items()},
+        **{
+            n: t if n not in timers else timers[n].live(t, moment, timing, on_set and on_set[n])
+            for n, t in tables.items()
+        },
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 
 from secondpass import codec
+from secondpass.amounts import seconds_of
 from secondpass.errors import DefinitionError, InternalError, TaskFault
 from secondpass.event import LATEST_TIME_S
 from secondpass.state import MISSING, Moment, TableSpec
@@ -156,6 +157,8 @@ class TimerSpec:
         self.owner = ""
         self._parameter: str | None = None
         self.table: PendingSpec
+        self.compares: bool
+        """Whether its keys have an order of their own, all of them; else that of their encoding counts."""
         self.order: Callable[[Any], Any]
 
     @property
@@ -177,7 +180,8 @@ class TimerSpec:
                 )
         self.table = PendingSpec(tp, float, MISSING, None, None)
         self.table.name, self.table.owner = name, owner
-        self.order = _itself if _compares(tp) else codec.pack
+        self.compares = _compares(tp)
+        self.order = _itself if self.compares else codec.pack
 
     def _refuse(self, parameters: list[inspect.Parameter]) -> None:
         plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -285,7 +289,6 @@ def _compares(tp: Any) -> bool:
 
 # ---------------------------------------------------------------- schedules
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _EARLIEST_S = -62_000_000_000.0
 """The year 5: before it, calendars are not asked."""
 
@@ -296,11 +299,8 @@ def _is_span(when: float | str) -> bool:
 
 def _steps(when: float | str) -> Callable[[float], float]:
     """A moment every so many seconds after the first time of the stream."""
-    try:
-        span = float(when[:-1]) * _UNITS[when[-1]] if isinstance(when, str) else float(when)
-    except (KeyError, ValueError, IndexError, TypeError):
-        span = math.nan
-    if not 0.001 <= span <= 1e9 or isinstance(when, bool):
+    span = seconds_of(when) if isinstance(when, str) else None if isinstance(when, bool) else float(when)
+    if span is None or not 0.001 <= span <= 1e9:
         raise DefinitionError(
             f"every({when!r}): write seconds (60.0), a span ('10s', '5m', '1h', '1d') or a cron line ('0 0 * * *')"
         )
