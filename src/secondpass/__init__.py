@@ -3,7 +3,7 @@
 What an app is:       App
 How events reach it:  a source, or Log
 What it handles:      Event
-What it consists of:  Task, table, value, output, ALL; Timetable
+What it consists of:  Task, table, value, output, timer, every, ALL; Timetable
 Why it decided so:    explain
 What can go wrong:    SecondpassError and its tree in `secondpass.errors`
 
@@ -23,6 +23,8 @@ from secondpass.state import table as table
 from secondpass.state import value as value
 from secondpass.task import ALL as ALL
 from secondpass.task import Task as Task
+from secondpass.timers import every as every
+from secondpass.timers import timer as timer
 from secondpass.timetable import Timetable as Timetable
 
 if TYPE_CHECKING:
@@ -48,8 +50,10 @@ __all__ = [
     "Task",
     "Timetable",
     "UntypedEvent",
+    "every",
     "explain",
     "output",
     "table",
+    "timer",
     "value",
 ]

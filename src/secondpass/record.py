@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from secondpass.codec import encode_hook, pack
-from secondpass.event import LATEST_TIME_S
+from secondpass.codec import encode_hook, pack, unpack
+from secondpass.event import LATEST_TIME_S, Event
 
 _OURS = os.path.dirname(__file__) + os.sep  # noqa: PTH120  # compared with what frames hold: text
 
@@ -28,6 +28,19 @@ class Refused(NamedTuple):
     raw: bytes
     offset: int
     source: str
+
+
+class Firing(Event):
+    """Stands for the event of a timer's call, where that failed: in its dead letter, and where that is sent again."""
+
+    timer: str
+    key: Any
+    """As msgpack has it: an enum is its value."""
+    time: float
+
+    @classmethod
+    def of(cls, timer: str, key: Any, time: float) -> Firing:
+        return cls(timer=timer, key=unpack(pack(key)), time=time)
 
 
 class Retry(NamedTuple):

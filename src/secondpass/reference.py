@@ -2,17 +2,21 @@
 
     for record in log:
         command, lookup, verdict: apply it
-        otherwise: fire the timers that are due, then pass the event through the started tasks in order
+        otherwise: fire the timers that are due, then pass the event through the started tasks in order,
+        then fire those that were set meanwhile for a time that has come
 
 Everything else in secondpass is a faster or safer way to this answer, and is tested against it. It is
-also what `secondpass.testing` gives to users. Commands, timers and lookups have their place in `run`, where the
-loop looks at a record's kind.
+also what `secondpass.testing` gives to users. Commands and lookups have their place in `run`, where the loop looks at a
+record's kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from operator import itemgetter
 from typing import Any
 
 from secondpass.app import MAIN
@@ -23,6 +27,7 @@ from secondpass.record import (
     INTAKE,
     Change,
     DeadLetter,
+    Firing,
     Refused,
     Retry,
     Tick,
@@ -34,7 +39,7 @@ from secondpass.record import (
     trace_text,
 )
 from secondpass.step import CAUGHT, Step
-from secondpass.task import Task, keys_of
+from secondpass.task import Task, begin_schedules, first_due, keys_of, take_due
 
 
 @dataclass
@@ -44,6 +49,8 @@ class Tally:
     events: int = 0
     passed: int = 0
     dropped: int = 0
+    fired: int = 0
+    """Calls of timers and schedules, beside those for events."""
     errors: int = 0
     error_streak: int = 0
     counts: dict[str, int] = field(default_factory=dict[str, int])
@@ -112,36 +119,50 @@ def run(
 
     steps = begin()
 
+    def called(
+        step: Step, position: int, event: Any, call: Callable[[], tuple[list[Any], bool]]
+    ) -> tuple[list[Any], bool] | None:
+        """What a call puts out, and whether it branches; None where it fails, which is noted."""
+        name, tally = step.task.name, tallies[step.task.name]
+        try:
+            results, branched = call()
+        except KeyboardInterrupt:
+            raise
+        except CAUGHT as error:
+            if isinstance(error, TaskError) or step.on_error == "stop":
+                raise stop_error(step.task, position, event, error) from error
+            tally.errors += 1
+            tally.error_streak += 1
+            if step.on_error != "pass":
+                dead_letters.append(DeadLetter(position, name, error_text(error), trace_text(error), event))
+            return None
+        tally.error_streak = 0
+        tally.add(step.moment.counts)
+        tally.passed += len(results)
+        for stream, emitted in step.moment.emitted:
+            streams[stream].append(emitted)
+        return results, branched
+
+    def handled(step: Step, event: Any, position: int, path: tuple[int, ...]) -> tuple[list[Any], bool]:
+        verdict = verdicts.get((position, step.task.name, path))
+        if verdict is not None and verdict.crc == event_crc(event):
+            raise Told(verdict.error, verdict.traceback)
+        allowed = keys_of(step.task, event) if enforce_keys else None
+        return step.call(event, position, now, path, allowed)
+
     def pass_on(event: Any, position: int, path: tuple[int, ...], first: int) -> None:
         for depth in range(first, len(steps)):
             link, step = steps[depth]
             if link.stopped or not step.takes(event):
                 continue
-            name, tally = step.task.name, tallies[step.task.name]
-            tally.events += 1
-            try:
-                verdict = verdicts.get((position, name, path))
-                if verdict is not None and verdict.crc == event_crc(event):
-                    raise Told(verdict.error, verdict.traceback)
-                allowed = keys_of(step.task, event) if enforce_keys else None
-                results, branched = step.call(event, position, now, path, allowed)
-            except KeyboardInterrupt:
-                raise
-            except CAUGHT as error:
-                if isinstance(error, TaskError) or step.on_error == "stop":
-                    raise stop_error(step.task, position, event, error) from error
-                tally.errors += 1
-                tally.error_streak += 1
+            tallies[link.name].events += 1
+            found = called(step, position, event, partial(handled, step, event, position, path))
+            if found is None:
                 if step.on_error == "pass":
                     continue
-                dead_letters.append(DeadLetter(position, name, error_text(error), trace_text(error), event))
                 return
-            tally.error_streak = 0
-            tally.add(step.moment.counts)
-            tally.passed += len(results)
-            tally.dropped += not results
-            for stream, emitted in step.moment.emitted:
-                streams[stream].append(emitted)
+            results, branched = found
+            tallies[link.name].dropped += not results
             if branched:
                 for k, result in enumerate(results):
                     pass_on(result, position, (*path, k), depth + 1)
@@ -151,37 +172,85 @@ def run(
             (event,) = results
         streams[MAIN].append(event)
 
+    def fire(depth: int, event: Firing, key: Any, position: int, path: tuple[int, ...]) -> None:
+        """Call a timer's method, and pass on what it puts out."""
+        _, step = steps[depth]
+        tallies[step.task.name].fired += 1
+        found = called(step, position, event, lambda: step.fire(event.timer, key, position, now, path))
+        if found is None:
+            return
+        results, branched = found
+        for k, result in enumerate(results):
+            pass_on(result, position, (*path, k) if branched else path, depth + 1)
+
+    def fire_due(until: float, position: int, numbers: Iterator[int]) -> None:
+        """Fire what is due at a time, one after the other; what they put out flows on before the next one fires."""
+        nonlocal now
+        while True:
+            due = [
+                first
+                for depth, (link, step) in enumerate(steps)
+                if not link.stopped
+                and (first := first_due(step.timers, link.cells, depth, until)) is not None
+            ]
+            if not due:
+                return
+            first = min(due, key=itemgetter(slice(4)))
+            now = max(now, first.time) + 0.0
+            link, step = steps[first.depth]
+            take_due(step.timers[first.name], link.cells[first.name], first)
+            event = Firing.of(first.name, first.key, first.time)
+            fire(first.depth, event, first.key, position, (-1 - next(numbers),))
+
+    def move_to(time: float, position: int, numbers: Iterator[int]) -> None:
+        """The stream's time is at least this from now on; what is due until then fires first."""
+        nonlocal now
+        then = max(now, time) + 0.0  # one zero, not two
+        for link, step in steps:
+            if not link.stopped:
+                begin_schedules(step.timers, link.cells, then)
+        fire_due(then, position, numbers)
+        now = then
+
     position = -1
     for index, record in enumerate(log):
         if isinstance(record, Verdict):
             verdicts[record.place] = record
             continue
         position += 1
+        numbers = count()  # of the timers that fire at this position
+        for _, step in steps:
+            step.timing.past = 0
         try:
+            if isinstance(record, Change):
+                chain = changed(chain, put_aside, record, position, now)
+                for link in chain:
+                    link.let_go()
+                steps = begin()
+                continue
             if isinstance(record, Refused):
                 reason, raw, offset, source = record
                 dead_letters.append(DeadLetter(position, INTAKE, reason, "", None, raw, offset, source))
             elif isinstance(record, Retry):
                 names = [link.name for link in chain]
-                at = (
-                    names.index(record.task) if record.task in names else 0
-                )  # a task that has gone: from the start
-                pass_on(record.event, position, (), at)
-            elif isinstance(record, Change):
-                chain = changed(chain, put_aside, record, position, now)
-                for link in chain:
-                    link.let_go()
-                steps = begin()
+                # A task that has gone: from the start.
+                at = names.index(record.task) if record.task in names else 0
+                if isinstance(record.event, Firing):
+                    key = steps[at][1].timers[record.event.timer].wake(record.event.key)
+                    fire(at, record.event, key, position, ())
+                else:
+                    pass_on(record.event, position, (), at)
             elif isinstance(record, Tick):
-                now = max(now, record.time) + 0.0  # one zero, not two
+                move_to(record.time, position, numbers)
             else:
                 time = time_reader(record.__class__)(record)
                 refusal = None if time is None else refuse_time(time)
                 if refusal is not None:
                     dead_letters.append(DeadLetter(position, INTAKE, refusal, "", record))
-                    continue
-                now = max(now, intake_time if time is None else time) + 0.0  # one zero, not two
-                pass_on(record, position, (), 0)
+                else:
+                    move_to(intake_time if time is None else time, position, numbers)
+                    pass_on(record, position, (), 0)
+            fire_due(now, position, numbers)
         except TaskError as stop:
             # What precedes the event stands, and nothing of the event: that is the log cut before it.
             before = run(tasks, log[:index], intake_time=intake_time, enforce_keys=enforce_keys)

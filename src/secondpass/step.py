@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from secondpass.state import CallValues, Moment, Table
-from secondpass.task import Task, accepts, attach, bind, call_of, expand
+from secondpass.state import MISSING, CallValues, Moment, Table
+from secondpass.task import Task, accepts, attach, attach_state, bind, call_of, expand
+from secondpass.timers import Timing
 
 T = TypeVar("T")
 
@@ -31,7 +32,10 @@ class Step:
             for n, s in shape.tables.items()
         }
         self.values = CallValues(shape.values, values)
-        attach(self.task, _values=self.values, **self.tables)
+        self.timers = shape.timers
+        self.timing = Timing()
+        attach(self.task, _values=self.values)
+        attach_state(self.task, self.tables, self.moment, self.timing)
         self._parts: list[Table[Any, Any] | CallValues] = [*self.tables.values(), self.values]
         self._call = call_of(self.task)
 
@@ -53,6 +57,19 @@ class Step:
         return self._kept_whole(
             lambda: expand(self._call(event), event, self.task.name), position, now, path, allowed
         )
+
+    def fire(
+        self, name: str, key: Any, position: int, now: float, path: tuple[int, ...]
+    ) -> tuple[list[Any], bool]:
+        """As `call`, of a timer's method."""
+        call = self.timers[name].call
+        self.timing.firing = True
+        try:
+            return self._kept_whole(
+                lambda: expand(call(self.task, key), MISSING, self.task.name, name), position, now, path, None
+            )
+        finally:
+            self.timing.firing = False
 
     def upgrade(self, old: dict[str, Any], position: int, now: float) -> None:
         """Let the task bring over the state of the one that it stands in for."""

@@ -20,7 +20,8 @@ import msgspec
 from secondpass import codec
 from secondpass.errors import DefinitionError, SettingsError, TaskFault
 from secondpass.event import Event, ReadOnlyDict, check_event_type, event_types, freeze, time_reader
-from secondpass.state import CallValues, Moment, Output, OutputSpec, Table, TableSpec, ValueSpec, own
+from secondpass.state import MISSING, CallValues, Moment, Output, OutputSpec, Table, TableSpec, ValueSpec, own
+from secondpass.timers import Pending, TimerSpec, Timing
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 else:
     E = typing.TypeVar("E")
 
-_DECLARED = (TableSpec, ValueSpec, OutputSpec)
+_DECLARED = (TableSpec, ValueSpec, OutputSpec, TimerSpec)
 _COROUTINE, _ASYNC_GENERATOR = 0x80, 0x200  # CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`
 _MUTABLE = (list, dict, set, bytearray, collections.deque)
 
@@ -74,10 +75,12 @@ class Shape:
         self.tables: dict[str, TableSpec] = {}
         self.values: dict[str, ValueSpec[Any]] = {}
         self.outputs: dict[str, OutputSpec] = {}
+        self.timers: dict[str, TimerSpec] = {}
+        """What is pending of each is in the table of the same name."""
         for base in reversed(cls.__mro__[1:]):
             inherited = base.__dict__.get("_shape")
             if isinstance(inherited, Shape):
-                for part in ("settings", "tables", "values", "outputs"):
+                for part in ("settings", "tables", "values", "outputs", "timers"):
                     getattr(self, part).update(getattr(inherited, part))
 
     @property
@@ -121,6 +124,8 @@ class Task(Generic[E]):
     if TYPE_CHECKING:
         _moment: Moment
         _values: CallValues
+        _tables: dict[str, Table[Any, Any]]
+        _timing: Timing
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -219,6 +224,25 @@ class Task(Generic[E]):
 
         return TaskLogger(self)
 
+    def advance(self, to: float) -> list[Any]:
+        """Let time pass for a task that is called by hand: its due timers fire; gives what they put out.
+
+        >>> from secondpass import Task, timer
+        >>> class Watch(Task):
+        ...     def handle(self, event):
+        ...         self.silent.at(event["time"] + 60.0, event["cid"])
+        ...     @timer
+        ...     def silent(self, cid: int):
+        ...         return {"cid": cid}
+        >>> task = Watch()
+        >>> task.handle({"cid": 7, "time": 0.0})
+        >>> task.silent.pending(7), task.advance(59.9), task.advance(60.0)
+        (60.0, [], [{'cid': 7}])
+        """
+        raise TaskFault(
+            f"{type(self).__name__}.advance({to!r}): time comes from the stream; advance is for tests"
+        )
+
     def count(self, name: str, n: int = 1) -> None:
         """Add to a counter of this task that is committed with the state."""
         self._moment.count(name, n)
@@ -232,6 +256,8 @@ class Task(Generic[E]):
         ):
             object.__setattr__(self, name, value)
             return
+        if name in cls._shape.timers:
+            raise TaskFault(f"{cls.__name__}.{name} is a timer; set it with .at(time)")
         if name in cls._shape.tables or name in cls._shape.outputs:
             raise TaskFault(f"{cls.__name__}.{name} is declared state; change its cells, or call .clear()")
         if name in cls._shape.settings:
@@ -293,6 +319,10 @@ def _define(cls: type[Task[Any]]) -> None:
                     f"{cls.__name__}.{name}: declared state carries no annotation; remove it"
                 )
             _claim(cls, shape, name, found)
+        elif name in shape.timers:
+            raise DefinitionError(
+                f"{cls.__name__}.{name} is a timer in a class above; put @timer before it here too"
+            )
         elif issubclass(type(found), _MUTABLE) and not name.startswith("__"):
             raise DefinitionError(
                 f"{cls.__name__}.{name} is a mutable {type(found).__name__} that would be lost in a crash and "
@@ -353,7 +383,13 @@ def _annotations(cls: type) -> dict[str, Any]:
 
 
 def _claim(cls: type[Task[Any]], shape: Shape, name: str, spec: Any) -> None:
+    if isinstance(spec, TimerSpec):
+        spec.claim(name, cls.__name__)
+        shape.timers[name], shape.tables[name] = spec, spec.table
+        setattr(cls, name, spec.method)  # for super(); a task's own attribute comes before it
+        return
     spec.name, spec.owner = name, cls.__name__
+    shape.timers.pop(name, None)
     if isinstance(spec, TableSpec):
         shape.tables[name] = spec
     elif isinstance(spec, OutputSpec):
@@ -438,6 +474,24 @@ def set_up(task: Task[Any]) -> None:
         attach(task, _setting_up=False)
 
 
+def attach_state(
+    task: Task[Any],
+    tables: Mapping[str, Any],
+    moment: Any,
+    timing: Timing,
+    on_set: Mapping[str, Callable[[float, Any, float | None], None]] | None = None,
+) -> None:
+    """Give a task its tables, and the timers whose pending times are in some of them."""
+    timers = type(task)._shape.timers
+    attach(
+        task,
+        **{
+            n: t if n not in timers else timers[n].live(t, moment, timing, on_set and on_set[n])
+            for n, t in tables.items()
+        },
+    )
+
+
 def _stand_alone(task: Task[Any]) -> None:
     """Give a task that a user made its own memory, so that it works when called by hand."""
     moment = Moment()
@@ -447,26 +501,55 @@ def _stand_alone(task: Task[Any]) -> None:
         task,
         _moment=moment,
         _values=CallValues(shape.values, {}),
-        handle=functools.partial(_call_by_hand, task),
+        _tables=tables,
+        _timing=Timing(),
+        handle=functools.partial(_handle_by_hand, task),
+        advance=functools.partial(_advance_by_hand, task),
         setup=functools.partial(set_up, task),
-        **tables,
         **{n: Output[Any](s, moment.emit) for n, s in shape.outputs.items()},
     )
+    attach_state(task, tables, moment, task._timing)
 
 
-def _call_by_hand(task: Task[Any], event: Any) -> Any:
-    moment, cls = task._moment, type(task)
-    if "_setting_up" not in task.__dict__:
-        set_up(task)
-    parts = [*(getattr(task, n) for n in cls._shape.tables), task._values]
-    _keep_all(parts)  # what a test arranged by hand before this call
+def _handle_by_hand(task: Task[Any], event: Any) -> Any:
+    moment = task._moment
     time = time_reader(type(event))(event) if isinstance(event, (Event, ReadOnlyDict)) else None
     if time is not None:
         moment.now = max(moment.now, time)
+        begin_schedules(type(task)._shape.timers, task._tables, moment.now)
     moment.position += 1
+    return _call_by_hand(task, lambda: call_of(task)(event))
+
+
+def _advance_by_hand(task: Task[Any], to: float) -> list[Any]:
+    moment, timers, timing = task._moment, type(task)._shape.timers, task._timing
+    until = max(moment.now, float(to))
+    timing.past = 0
+    _keep_all([*task._tables.values(), task._values])
+    begin_schedules(timers, task._tables, until)
+    found: list[Any] = []
+    while due := first_due(timers, task._tables, 0, until):
+        moment.now = max(moment.now, due.time)
+        take_due(timers[due.name], task._tables[due.name], due)
+        timing.firing = True
+        try:
+            fired = _call_by_hand(task, functools.partial(timers[due.name].call, task, due.key))
+        finally:
+            timing.firing = False
+        found += expand(fired, MISSING, task.name, due.name)[0]
+    moment.now = until
+    return found
+
+
+def _call_by_hand(task: Task[Any], call: Callable[[], Any]) -> Any:
+    moment = task._moment
+    if "_setting_up" not in task.__dict__:
+        set_up(task)
+    parts = [*task._tables.values(), task._values]
+    _keep_all(parts)  # what a test arranged by hand before this call
     moment.begin()
     try:
-        result = call_of(task)(event)
+        result = call()
         if isinstance(result, types.GeneratorType):
             result = list(typing.cast("Iterable[Any]", result))
         _keep_all(parts)
@@ -475,6 +558,41 @@ def _call_by_hand(task: Task[Any], event: Any) -> Any:
             part.undo()
         raise
     return result
+
+
+# ---------------------------------------------------------------- what is due
+
+
+def begin_schedules(timers: Mapping[str, TimerSpec], tables: Mapping[str, Any], now: float) -> None:
+    """Let the schedules that have no next moment yet count from now."""
+    for name, spec in timers.items():
+        if spec.repeats and tables[name].get(None) is None:
+            tables[name][None] = spec.after(now)
+
+
+def first_due(
+    timers: Mapping[str, TimerSpec], tables: Mapping[str, Any], depth: int, until: float
+) -> Pending | None:
+    """The first of a task's timers that are due at a time; None where none is."""
+    due = [
+        Pending(time, depth, name, spec.order(key), key)
+        for name, spec in timers.items()
+        for key in tables[name]
+        if (time := tables[name].get(key)) <= until
+    ]
+    return min(due, key=_before_key, default=None)
+
+
+def _before_key(due: Pending) -> tuple[Any, ...]:
+    return due[:4]
+
+
+def take_due(spec: TimerSpec, table: Any, due: Pending) -> None:
+    """A timer is about to fire: it is gone, or, of a schedule, set for its next moment."""
+    if spec.repeats:
+        table[due.key] = spec.after(due.time)
+    else:
+        del table[due.key]
 
 
 def _keep_all(parts: list[Any]) -> None:
@@ -513,7 +631,7 @@ def batch_results(task: Task[Any], events: list[Any]) -> list[Any]:
 # ---------------------------------------------------------------- what handle returned
 
 
-def expand(result: Any, given: Any, name: str) -> tuple[list[Any], bool]:
+def expand(result: Any, given: Any, name: str, method: str = "handle") -> tuple[list[Any], bool]:
     """The events that a call put out, and whether they form a branch (a list or a generator).
 
     Raises `TaskFault` with advice for everything that is no event; what a generator raises passes through.
@@ -521,30 +639,30 @@ def expand(result: Any, given: Any, name: str) -> tuple[list[Any], bool]:
     if result is None:
         return [], False
     if isinstance(result, types.GeneratorType):
-        return [_new(r, given, name) for r in typing.cast("Iterable[Any]", result)], True
+        return [_new(r, given, name, method) for r in typing.cast("Iterable[Any]", result)], True
     if type(result) is list:
-        return [_new(r, given, name) for r in typing.cast("list[Any]", result)], True
-    return [_new(result, given, name)], False
+        return [_new(r, given, name, method) for r in typing.cast("list[Any]", result)], True
+    return [_new(result, given, name, method)], False
 
 
-def _new(result: Any, given: Any, name: str) -> Any:
+def _new(result: Any, given: Any, name: str, method: str) -> Any:
     if result is given:
         return result
     if isinstance(result, (Event, dict, Mapping)):
-        return own(result, f"{name}.handle")
+        return own(result, f"{name}.{method}")
     got = f"{type(result).__name__} {str(result)[:80]!r}"
     if isinstance(result, bool):
         advice = "return the event itself to pass it on, and None to drop it"
     elif isinstance(result, types.CoroutineType):
         result.close()
-        advice = "handle must be a plain function, not async"
+        advice = f"{method} must be a plain function, not async"
     elif isinstance(result, (tuple, set, frozenset)):
         advice = "return a list to emit several events"
     elif result is None:
         advice = "a list holds events only; leave None out"
     else:
         advice = "return the event, another event, a list of events, or None"
-    raise TaskFault(f"{name}.handle returned {got}: {advice}")
+    raise TaskFault(f"{name}.{method} returned {got}: {advice}")
 
 
 def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:

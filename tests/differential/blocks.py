@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from secondpass import ALL, Event, Task, UntypedEvent, output, table, value
+from secondpass import ALL, Event, Task, UntypedEvent, every, output, table, timer, value
 
 
 class Reading(Event):
@@ -411,6 +411,81 @@ class Score(Task[Reading]):
         return [None if e.n % 5 == 0 else e.replace(v=e.v + 1) if e.n % 2 else [e, e] for e in events]
 
 
+class Silent(Task):
+    """A timer for each key, moved by each event, taken back by some; it may fail, set others, and set them in the past."""
+
+    after_s: float = 0.2
+    every: int = 0
+    fired = table(int, int, default=0)
+    rows = table(int, list[float], factory=list)
+    total = value(int, 0)
+    pages = output(Alert)
+
+    def handle(self, event):
+        k, n = key(event), number(event)
+        if n % 9 == 4:
+            self.silent.cancel(k + 1)
+        elif n % 5 == 3:
+            self.silent.at(self.now - self.after_s, k)
+        else:
+            self.silent.at(self.now + self.after_s * (n % 3), k)
+        if hit(event, self.every, 1):
+            raise RuntimeError(f"event {n} is bad")
+        return event if n % 4 else Alert(n=n, k=k, about=(self.silent.pending(k), self.silent.pending(k + 1)))
+
+    @timer
+    def silent(self, cid: int):
+        self.fired[cid] += 1
+        self.rows[cid % 2].append(self.now)
+        self.total += 1
+        self.count("silent")
+        draw = self.random.random()
+        self.pages.emit(Alert(n=-1, k=cid, about=(self.now, self.position, draw)))
+        self.log.info("silent %d", cid)
+        if self.total % 3 == 0:
+            self.silent.at(self.now + self.after_s / 2, cid + 1)
+        if self.every and self.total % self.every == 1:
+            self.silent.at(self.now + 1, cid)
+            raise ValueError(f"no timer for {cid}")
+        if self.total % 7 == 2:
+            self.silent.at(self.now, cid)
+        if self.total % 2:
+            return [Alert(n=-1, k=cid, level=self.now, about=(draw, i)) for i in range(self.total % 3)]
+        return Reading(n=-1, k=cid, v=self.now, time=self.now)
+
+
+class Regular(Task):
+    """Schedules, and a timer under keys of several types."""
+
+    span_s: float = 0.15
+    seen = value(int, 0)
+    names = table(str, int, default=0)
+
+    def handle(self, event):
+        k, n = key(event), number(event)
+        self.seen += 1
+        self.names[str(k)] += 1
+        self.later.at(self.now + self.span_s, (str(k % 2), n % 3 or None))
+        return event
+
+    @timer
+    def later(self, key: tuple[str, int | None]):
+        self.names[key[0]] += 100
+        return {"n": -1, "k": key[1] or 0, "now": self.now, "names": dict(self.names)}
+
+    @every("5m")
+    def report(self):
+        seen, self.seen = self.seen, 0
+        if seen % 5 == 4:
+            raise LookupError(f"no report of {seen}")
+        if seen:
+            yield Alert(n=-1, k=seen, level=self.now, about=(self.report.pending(), self.position))
+
+    @every("0 0 * * *", tz="Europe/Berlin")
+    def daily(self):
+        return Alert(n=-1, k=0, level=self.now)
+
+
 def double(event: Alert):
     """A function as a task."""
     return [event, event.replace(level=event.level + 1)]
@@ -434,6 +509,8 @@ BLOCKS: list[Any] = [
     Place,
     Plain,
     Score,
+    Silent,
+    Regular,
     double,
 ]
 

@@ -24,12 +24,13 @@ from engine_runs import (
     misplaced,
     pressed,
     stored,
+    without_ticks,
 )
 
 from secondpass import UntypedEvent
 from secondpass.errors import SecondpassError
 from secondpass.event import untyped
-from secondpass.record import Refused, Retry
+from secondpass.record import Refused, Retry, Tick
 from secondpass.reference import Result
 from secondpass.store.spool import Command, Spool
 from secondpass.task import Task, from_function
@@ -68,10 +69,16 @@ class Case:
     chain: tuple[TaskSpec, ...]
     sources: tuple[tuple[Any, ...], ...]
     seed: str
+    ticks: tuple[tuple[int, float], ...] = ()
+    """So many records come before each of them."""
 
     @property
     def log(self) -> list[Any]:
-        return merged(self.sources)
+        log = merged(self.sources)
+        for before, time in reversed(self.ticks):
+            if before <= len(log):
+                log.insert(before, Tick(time))
+        return log
 
     def tasks(self, *, mended: bool = False) -> list[Task[Any]]:
         return [spec.make(mended=mended) for spec in self.chain]
@@ -79,7 +86,7 @@ class Case:
     def __str__(self) -> str:
         lines = [f"seed {self.seed!r}", "tasks = ["]
         lines += [f"    {spec!r}," for spec in self.chain]
-        lines.append("]")
+        lines.append(f"]\nticks = {self.ticks}")
         for i, records in enumerate(self.sources):
             lines.append(f"source {i} = [")
             lines += [f"    {record!r}," for record in records]
@@ -100,7 +107,19 @@ def generate(seed: str) -> Case:
     sources: list[list[Any]] = [[] for _ in range(parts)]
     for record in records:
         sources[rng.randrange(parts)].append(record)
-    return Case(chain, tuple(map(tuple, sources)), seed)
+    return Case(chain, tuple(map(tuple, sources)), seed, _ticks(rng, records))
+
+
+def _ticks(rng: random.Random, records: list[Any]) -> tuple[tuple[int, float], ...]:
+    """Some times that pass without an event, behind the first record."""
+    if not records or rng.random() < 0.5:
+        return ()
+    found: list[tuple[int, float]] = []
+    for before in sorted(rng.randint(1, len(records)) for _ in range(rng.randint(1, 4))):
+        time = getattr(records[before - 1], "time", None)
+        if isinstance(time, float) and -1e308 < time < 1e11:
+            found.append((before, time + rng.choice([0.05, 1.0, 30.0, 400.0, 90_000.0])))
+    return tuple(found)
 
 
 def _task(rng: random.Random, index: int) -> TaskSpec:
@@ -123,6 +142,10 @@ def _task(rng: random.Random, index: int) -> TaskSpec:
         settings |= {"every": rng.choice([0, 5, 11]), "ttl_s": rng.choice([0.1, 1, 300])}
     elif kind is blocks.Owned:
         settings["spread"] = rng.choice([2, 3, 5])
+    elif kind is blocks.Silent:
+        settings |= {"after_s": rng.choice([0.1, 0.1, 1.0, 40.0]), "every": rng.choice([0, 0, 4, 7])}
+    elif kind is blocks.Regular:
+        settings["span_s"] = rng.choice([0.1, 2.0, 300.0])
     elif kind is blocks.Break:
         settings |= {"every": rng.choice([0, 3, 11, 29]), "how": rng.randrange(5)}
         on_error = "stop"
@@ -247,7 +270,7 @@ def _in_memory_differs(case: Case, rng: random.Random) -> str | None:
 
 
 def number_of(record: Any) -> Any:
-    return None if record is None or isinstance(record, Refused) else blocks.number(record)
+    return None if record is None or isinstance(record, (Refused, Tick)) else blocks.number(record)
 
 
 def _in_store_differs(case: Case, rng: random.Random, directory: Path) -> str | None:
@@ -257,7 +280,7 @@ def _in_store_differs(case: Case, rng: random.Random, directory: Path) -> str | 
     log, mended = case.log, False
     kills = rng.choice([0, 0, 3])
     retries = rng.choice([0, 0, 2])
-    source_length = len(log)
+    source_length = len(without_ticks(log))
     for _ in range(60):
         limit = rng.choice([None, None, 1, 4, 15])
         kill_at = rng.randint(1, 25) if kills else None
@@ -296,7 +319,7 @@ def _in_store_differs(case: Case, rng: random.Random, directory: Path) -> str | 
             break
     else:
         return "in a store: does not come to its end"
-    assert len([r for r in log if not isinstance(r, Retry)]) == source_length
+    assert len([r for r in log if not isinstance(r, (Retry, Tick))]) == source_length
     want = meant(case.tasks(mended=mended), log)
     left = stored(case.tasks(mended=mended), store)
     found = difference(want, left) or misplaced(log, left, number_of)
@@ -328,6 +351,8 @@ def shrunk(
 def _smaller(case: Case) -> Any:
     for i in range(len(case.chain)):
         yield replace(case, chain=case.chain[:i] + case.chain[i + 1 :])
+    for i in range(len(case.ticks)):
+        yield replace(case, ticks=case.ticks[:i] + case.ticks[i + 1 :])
     for i, records in enumerate(case.sources):
         if not records and len(case.sources) > 1:
             yield replace(case, sources=case.sources[:i] + case.sources[i + 1 :])

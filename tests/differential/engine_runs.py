@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import dataclasses
 import os
 import random
@@ -30,6 +31,7 @@ from secondpass.engine import intake as intake_module
 from secondpass.engine import stage as stage_module
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.crew import Crew
+from secondpass.engine.epoch import Epoch
 from secondpass.engine.inprocess import InProcess
 from secondpass.engine.outbox import decode_event, decode_events
 from secondpass.engine.recipe import recipe_for
@@ -37,13 +39,15 @@ from secondpass.engine.snapshots import DIRECTORY
 from secondpass.engine.stage import Stage
 from secondpass.engine.workers import LocalProcesses
 from secondpass.errors import TaskError, TaskFault
-from secondpass.record import DeadLetter, Refused, Retry
+from secondpass.record import DeadLetter, Refused, Retry, Tick
 from secondpass.reference import Tally
 from secondpass.store import fold as fold_module
 from secondpass.store.copy import Moment
 from secondpass.store.database import Store
 from secondpass.task import Task
 
+FROM_TIMER = -1
+"""The mark of an output that comes of no event."""
 INTAKE_TIME = 1000.0
 """What the clock says at every intake, so that the reference can be told."""
 
@@ -115,6 +119,33 @@ class _ScriptedReader:
 
     def close(self) -> None:
         pass
+
+
+def without_ticks(log: Sequence[Any]) -> list[Any]:
+    """What of a log comes from sources."""
+    return [record for record in log if not isinstance(record, Tick)]
+
+
+def with_ticks(hub: Any, log: Sequence[Any]) -> None:
+    """Let a hub's clock make the ticks that a log has, each in its place."""
+    ticks = {i: record.time for i, record in enumerate(log) if isinstance(record, Tick)}
+    if not ticks:
+        return
+    take, limit, left = hub.take, hub.pacer.limit, hub.pacer
+
+    def taking() -> Any:
+        progress = hub.store.progress
+        if progress.position in ticks:
+            left.careful = not left.careful
+            time = ticks[progress.position]
+            return Epoch.of_tick(hub.store.epoch + 1, progress.position, time, progress.now, progress.sources)
+        return take()
+
+    def upto_next() -> int:
+        position = hub.store.progress.position
+        return min(limit(), *(at - position for at in ticks if at > position), 1_000_000)
+
+    hub.take, hub.pacer.limit = taking, upto_next
 
 
 @contextlib.contextmanager
@@ -282,7 +313,8 @@ def in_memory(
 
     def watch(hub: Any) -> None:
         hubs.append(hub)
-        hub.pacer = pace
+        hub.pacer = copy.copy(pace)
+        with_ticks(hub, log)
         if crew is not None:
             with_crew(hub, crew)
         commit = hub.commit
@@ -294,7 +326,7 @@ def in_memory(
 
         hub.commit = committing
 
-    app = App("case", sources=sources or [Scripted(log)], tasks=tasks)
+    app = App("case", sources=sources or [Scripted(without_ticks(log))], tasks=tasks)
     stopped = None
     with fixed_clock():
         try:
@@ -340,10 +372,11 @@ def in_store(
     app: App | None = None,
 ) -> str:
     """Run the engine over a log with a store, going on where it stood; how the run ended."""
-    app = app or App("case", sources=sources or [Scripted(log)], tasks=tasks)
+    app = app or App("case", sources=sources or [Scripted(without_ticks(log))], tasks=tasks)
 
     def watch(hub: Any) -> None:
-        hub.pacer = pace
+        hub.pacer = copy.copy(pace)
+        with_ticks(hub, log)
 
     with fixed_clock(), killing_at(kill_at):
         try:
@@ -466,6 +499,8 @@ def misplaced(log: Sequence[Any], got: Left, mark: Callable[[Any], Any]) -> str 
             return f"stream {name}: {len(events)} outputs with {len(where)} positions"
         for event, position in zip(events, where, strict=True):
             record = log[position]
+            if mark(event) == FROM_TIMER:
+                continue
             source = record.event if isinstance(record, Retry) else record
             if mark(source) != mark(event):
                 return f"stream {name}: {event!r} is recorded at position {position}, which is {source!r}"

@@ -8,7 +8,7 @@ from secondpass import Task, output, table, value
 from secondpass.errors import DefinitionError
 from secondpass.task import FunctionTask
 
-NAMES = ("count", "handle", "log", "name", "now", "options", "position", "random", "setup")
+NAMES = ("advance", "count", "handle", "log", "name", "now", "options", "position", "random", "setup")
 
 
 @pytest.mark.parametrize(

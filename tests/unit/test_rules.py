@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from engine_runs import Scripted, in_memory, in_store, meant, steady, stored
 
-from secondpass import Event, Task, UntypedEvent, output, table, value
+from secondpass import Event, Task, UntypedEvent, every, output, table, timer, value
 from secondpass.errors import InputError, TaskFault, TaskStopped
 from secondpass.event import untyped
-from secondpass.record import Refused, Retry
+from secondpass.record import Firing, Refused, Retry, Tick
+from secondpass.store.database import Store
 from secondpass.store.spool import Command, Spool
 
 
@@ -130,7 +131,7 @@ class Grid(Event):
     values: np.ndarray
 
 
-class Watch(Task[Seen]):
+class WatchCells(Task[Seen]):
     cells = table(int, np.ndarray)
 
     def handle(self, event):
@@ -143,7 +144,7 @@ class Watch(Task[Seen]):
 
 
 def test_rule_1_a_read_only_view_of_a_cell_is_no_way_around_it(agree) -> None:
-    found = agree([Watch()], every_second(3))
+    found = agree([WatchCells()], every_second(3))
     assert [event.values.tolist() for event in found.streams["main"]] == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
 
 
@@ -812,6 +813,412 @@ def test_rule_6_without_a_time_an_event_has_the_time_of_intake(agree, folder) ->
         (4, {"count": 2, "time": 1000.0}),
     ]
     store.close()
+
+
+# ---------------------------------------------------------------- 7. timers
+
+
+class Heard(Event):
+    who: str
+    cid: Any = 0
+    time: float = 0.0
+    more: tuple[Any, ...] = ()
+
+
+class Watch(Task):
+    """Sets a timer for each event it hears, its own and others': what it does is in the events' `score`."""
+
+    after_s: float = 10.0
+    fired = table(int, int, default=0)
+    said = output()
+
+    def handle(self, event):
+        if isinstance(event, Seen):
+            self.silent.at(event.time + self.after_s, event.cid)
+        return event
+
+    @timer
+    def silent(self, cid: int):
+        self.fired[cid] += 1
+        self.count("silent")
+        self.said.emit(Heard(who=f"{self.name} says", cid=cid, time=self.now))
+        return [Heard(who=self.name, cid=cid, time=self.now), Heard(who=f"{self.name} again", cid=cid)]
+
+    @timer
+    def early(self, cid: int):
+        return Heard(who=f"{self.name} early", cid=cid, time=self.now)
+
+
+class Listen(Task):
+    """Tells at what time it hears what timers put out."""
+
+    said = output()
+
+    def handle(self, event):
+        self.said.emit(Heard(who=f"heard {getattr(event, 'who', event.cid)}", time=self.now))
+        return event
+
+
+def who(events: list[Any]) -> list[Any]:
+    return [(e.who, e.cid, e.time) if isinstance(e, Heard) else (e.cid, e.time) for e in events]
+
+
+def test_rule_7_due_timers_fire_before_the_event_that_moved_time(agree) -> None:
+    log = [*seen(0, cid=1), *seen(3, cid=2), *seen(9.9, cid=3), *seen(13.0, cid=4)]
+    found = agree([Watch()], log)
+    assert who(found.streams["main"]) == [
+        (1, 0.0),
+        (2, 3.0),
+        (3, 9.9),
+        ("Watch", 1, 10.0),
+        ("Watch again", 1, 0.0),
+        ("Watch", 2, 13.0),
+        ("Watch again", 2, 0.0),
+        (4, 13.0),
+    ]
+    assert found.state["Watch"]["silent"] == {3: 19.9, 4: 23.0}
+    assert found.state["Watch"]["fired"] == {1: 1, 2: 1}
+
+
+class Both(Watch):
+    """Two timers, all for one time, set in an order that is not theirs."""
+
+    def handle(self, event):
+        if isinstance(event, Seen) and event.time == 0:
+            for cid in (11, 2, -1):
+                self.silent.at(20.0, cid)
+                self.early.at(20.0, cid)
+            self.silent.at(19.0, 100)
+        return event
+
+
+def test_rule_7_timers_fire_by_time_then_task_then_name_then_key(agree) -> None:
+    chain = [Both().options(name="b"), Both().options(name="a")]
+    found = agree(chain, seen(0, 30))
+    fired = [(e.who, e.cid) for e in found.streams["main"] if isinstance(e, Heard) and "again" not in e.who]
+    names = ["b", "a"]
+    assert fired[:2] == [("b", 100), ("a", 100)]
+    assert fired[2:] == [(f"{n}{w}", c) for n in names for w in (" early", "") for c in (-1, 2, 11)]
+
+
+def test_rule_7_what_a_timer_puts_out_flows_on_before_the_next_one_fires(agree) -> None:
+    log = [*seen(0, cid=1), *seen(1, cid=2), *seen(11.5, cid=3)]
+    found = agree([Watch(), Listen()], log)
+    assert who(found.streams["said"]) == [
+        ("heard 1", 0, 0.0),
+        ("heard 2", 0, 1.0),
+        ("Watch says", 1, 10.0),
+        ("heard Watch", 0, 10.0),
+        ("heard Watch again", 0, 10.0),
+        ("Watch says", 2, 11.0),
+        ("heard Watch", 0, 11.0),
+        ("heard Watch again", 0, 11.0),
+        ("heard 3", 0, 11.5),
+    ]
+
+
+class Relay(Task):
+    """A second timer of what the first one put out: due at once, later, or long ago."""
+
+    after_s: float = 0.5
+
+    def handle(self, event):
+        if isinstance(event, Heard) and event.who == "Watch":
+            self.later.at(event.time + self.after_s, event.cid)
+        return event
+
+    @timer
+    def later(self, cid: int):
+        return Heard(who="Relay", cid=cid, time=self.now)
+
+
+@pytest.mark.parametrize(
+    ("after_s", "order"), [(0.5, "WRWR"), (5.0, "WWRR"), (0.0, "WRWR"), (-50.0, "WRWR"), (1.0, "WWRR")]
+)
+def test_rule_7_a_timer_that_a_timer_sets_takes_its_place_among_them(agree, after_s, order) -> None:
+    # At one time the earlier task fires first, and time does not go back for what is set in the past.
+    log = [*seen(0, cid=1), *seen(1, cid=2), *seen(100, cid=3)]
+    found = agree([Watch(), Relay(after_s=after_s)], log).streams["main"]
+    heard = [e for e in found if isinstance(e, Heard) and e.who in ("Watch", "Relay")]
+    assert "".join(e.who[0] for e in heard[:4]) == order
+    times = [e.time for e in heard]
+    assert times == sorted(times)
+    assert times[:2] == ([10.0, 10.0 + max(after_s, 0.0)] if order == "WRWR" else [10.0, 11.0])
+
+
+class Past(Task[Seen]):
+    """Sets timers for times that have come, and one that sets another."""
+
+    def handle(self, event):
+        self.late.at(event.time - 100.0, event.cid)
+        self.late.at(self.now, event.cid + 10)
+        return event
+
+    @timer
+    def late(self, cid: int):
+        if cid == 11:
+            self.late.at(self.now - 1, 12)
+        return Heard(who="late", cid=cid, time=self.now, more=(self.position,))
+
+
+def test_rule_7_one_set_in_the_past_fires_at_now_when_its_record_is_through(agree) -> None:
+    log = [*seen(5, cid=1), *seen(3, cid=2), Refused("malformed", b"{", 0, "file"), *seen(9, cid=3)]
+    found = agree([Past()], log)
+    heard = [(e.cid, e.time, e.more) if isinstance(e, Heard) else e.cid for e in found.streams["main"]]
+    assert heard == [
+        1, (1, 5.0, (0,)), (11, 5.0, (0,)), (12, 5.0, (0,)),
+        2, (2, 5.0, (1,)), (12, 5.0, (1,)),
+        3, (3, 9.0, (3,)), (13, 9.0, (3,)),
+    ]  # fmt: skip
+
+
+class Move(Task[Seen]):
+    """Sets, moves and takes back; some of its calls fail after that."""
+
+    def handle(self, event):
+        n = int(event.time)
+        if n == 1:
+            self.due.at(3.5, 1)
+            self.due.at(8.5, 2)
+            self.due.at(5.5, 3)
+            self.due.at(6.5, 4)
+        elif n == 2:
+            self.due.at(6.5, 1)  # later
+            self.due.at(4.5, 2)  # earlier
+            self.due.cancel(3)
+            self.due.cancel(33)
+        elif n == 3:
+            self.due.at(3.6, 4)
+            self.due.cancel(1)
+            self.due.at(3.7, 5)
+            raise ValueError("undone")
+        elif n == 8:
+            self.due.at(9.0, 2)
+        return Heard(who=str(n), more=tuple(self.due.pending(k) for k in range(1, 6)))
+
+    @timer
+    def due(self, cid: int):
+        return Heard(who="due", cid=cid, time=self.now)
+
+
+def test_rule_7_setting_a_timer_moves_it_and_a_call_that_fails_sets_none(agree) -> None:
+    found = agree([Move()], seen(1, 2, 3, 4, 5, 6, 7, 8, 9))
+    assert [e.who for e in found.streams["main"]] == [
+        "1",
+        "2",
+        "4",
+        "due",
+        "5",
+        "6",
+        "due",
+        "due",
+        "7",
+        "8",
+        "due",
+        "9",
+    ]
+    assert [(e.cid, e.time) for e in found.streams["main"] if e.who == "due"] == [
+        (2, 4.5),
+        (1, 6.5),
+        (4, 6.5),
+        (2, 9.0),
+    ]
+    assert found.streams["main"][2].more == (6.5, 4.5, None, 6.5, None)
+    assert [letter.position for letter in found.letters] == [2]
+
+
+class Delicate(Task[Seen]):
+    """Its timers fail after they have changed everything."""
+
+    total = value(int, 0)
+    rows = table(int, list[int], factory=list)
+    pages = output()
+    bad: tuple[int, ...] = (2,)
+    fault: bool = False
+
+    def handle(self, event):
+        self.due.at(event.time + 1, event.cid)
+        return event
+
+    @timer
+    def due(self, cid: int):
+        self.total += 1
+        self.rows[1].append(cid)
+        self.pages.emit(Heard(who="page", cid=cid))
+        self.count("due")
+        self.due.at(self.now + 100, cid)
+        if cid in self.bad:
+            if self.fault:
+                return True
+            raise RuntimeError(f"no {cid}")
+        return Heard(who="due", cid=cid, time=self.now)
+
+
+def three() -> list[Seen]:
+    return [*seen(0, cid=1), *seen(0.5, cid=2), *seen(0.7, cid=3), *seen(5, cid=4)]
+
+
+def test_rule_7_an_error_in_a_timer_undoes_that_call_and_the_timer_is_gone(agree) -> None:
+    found = agree([Delicate()], three())
+    assert found.state["Delicate"] == {
+        "total": 2,
+        "rows": {1: [1, 3]},
+        "due": {1: 101.0, 3: 101.7, 4: 6.0},
+    }
+    (letter,) = found.letters
+    assert (letter.position, letter.task, letter.error) == (3, "Delicate", "RuntimeError: no 2")
+    assert letter.event == Firing(timer="due", key=2, time=1.5)
+    assert [e.cid for e in found.streams["pages"]] == [1, 3]
+    tally = found.tallies["Delicate"]
+    assert (tally.events, tally.fired, tally.errors, tally.passed, tally.counts) == (4, 3, 1, 6, {"due": 2})
+    assert "def due" not in letter.traceback
+    assert "raise RuntimeError" in letter.traceback
+
+
+def test_rule_7_nothing_flows_on_from_a_timer_that_fails_and_passes(agree) -> None:
+    found = agree([Delicate().options(on_error="pass")], three())
+    assert (found.letters, found.tallies["Delicate"].errors) == ([], 1)
+    assert who(found.streams["main"])[3:] == [("due", 1, 1.0), ("due", 3, 1.7), (4, 5.0)]
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_rule_7_a_timer_that_stops_the_app_stops_it_before_the_record_that_moved_time(agree, fault) -> None:
+    found = agree([Delicate(fault=fault).options(on_error="stop")], three())
+    assert "at task Delicate, position 3, event Firing(timer='due', key=2, time=1.5)" in found.stopped
+    assert ("Delicate.due returned bool" in found.stopped) == fault
+    assert who(found.streams["main"]) == [(1, 0.0), (2, 0.5), (3, 0.7)]
+    assert found.state["Delicate"]["due"] == {1: 1.0, 2: 1.5, 3: 1.7}
+
+
+class Draw(Task[Seen]):
+    def handle(self, event):
+        self.due.at(event.time + 1, event.cid)
+        self.due.at(event.time + 1, event.cid + 1)
+        return Heard(who="event", more=(self.now, self.position, self.random.random()))
+
+    @timer
+    def due(self, cid: int):
+        return [
+            Heard(who="due", cid=cid, more=(self.now, self.position, self.random.random())) for _ in range(2)
+        ]
+
+
+class Redraw(Task[Heard]):
+    def handle(self, event):
+        return event.replace(more=(*event.more, self.now, self.random.random()))
+
+
+def test_rule_7_a_timer_has_its_time_the_records_position_and_its_own_random_numbers(agree) -> None:
+    found = agree([Draw(), Redraw()], seen(0, 10, 20)).streams["main"]
+    assert [e.more[:2] for e in found if e.who == "due"] == [(1.0, 1)] * 4 + [(11.0, 2)] * 4
+    drawn = [e.more[2] for e in found] + [e.more[4] for e in found]
+    assert len({*drawn}) == len(drawn)
+    assert [e.more[3] for e in found if e.who == "due"] == [1.0] * 4 + [11.0] * 4
+
+
+class Hourly(Task[Seen]):
+    total = value(int, 0)
+    bad: bool = False
+
+    def handle(self, event):
+        self.total += 1
+        return event
+
+    @every("10s")
+    def report(self):
+        if self.bad and self.now == 25.0:
+            raise ValueError("no report")
+        return Heard(who="report", time=self.now, more=(self.total, self.report.pending()))
+
+    @every("*/30 * * * *")
+    def half(self):
+        return Heard(who="half", time=self.now)
+
+
+def test_rule_7_a_schedule_counts_from_the_first_time_and_makes_up_for_what_was_missed(agree) -> None:
+    found = agree([Hourly()], seen(5, 6, 36, 40, 1790))
+    heard = [(e.who, e.time, *e.more) for e in found.streams["main"] if isinstance(e, Heard)]
+    assert heard[:3] == [("report", t, 2, t + 10) for t in (15.0, 25.0, 35.0)]
+    assert [h[1] for h in heard] == [*(15.0 + 10 * n for n in range(178))]
+    assert found.state["Hourly"] == {"total": 5, "report": {None: 1795.0}, "half": {None: 1800.0}}
+    assert who(found.streams["main"])[:3] == [(1, 5.0), (1, 6.0), ("report", 0, 15.0)]
+
+
+def test_rule_7_a_schedule_goes_on_after_an_error(agree) -> None:
+    found = agree([Hourly(bad=True)], seen(5, 36))
+    assert [e.time for e in found.streams["main"] if isinstance(e, Heard)] == [15.0, 35.0]
+    assert [letter.event for letter in found.letters] == [Firing(timer="report", key=None, time=25.0)]
+
+
+def test_rule_7_a_tick_moves_time_and_fires_timers(agree) -> None:
+    log = [*seen(0, cid=1), Tick(9.0), Tick(12.0), *seen(11.0, cid=2), Tick(5.0), Tick(21.0), Tick(21.5)]
+    found = agree([Watch(), Listen()], log)
+    assert who(found.streams["main"]) == [
+        (1, 0.0),
+        ("Watch", 1, 10.0),
+        ("Watch again", 1, 0.0),
+        (2, 11.0),
+        ("Watch", 2, 21.0),
+        ("Watch again", 2, 0.0),
+    ]
+    assert found.streams["said"][3].time == 10.0
+    assert found.streams["said"][-1].time == 21.0
+    assert found.now == 21.5
+
+
+class Untyped(Task):
+    """Keys of several types, which have no order but that of their encoding."""
+
+    def handle(self, event):
+        for key in ("b", 3, "a", -2, 200):
+            self.due.at(1.0, key)
+        return event
+
+    @timer
+    def due(self, key: int | str):
+        return Heard(who="due", cid=key)
+
+
+def test_rule_7_keys_that_do_not_compare_fire_in_the_order_of_their_encoding(agree) -> None:
+    found = agree([Untyped()], [*seen(0), Tick(1.0)])
+    assert [e.cid for e in found.streams["main"][1:]] == [3, "a", "b", 200, -2]
+
+
+def test_rule_7_a_timers_dead_letter_is_sent_again_as_its_call(folder) -> None:
+    log = [*three(), Retry(0, "Delicate", Firing(timer="due", key=2, time=1.5)), *seen(6.5, cid=5)]
+    store = folder / "store"
+    in_store([Delicate()], log[:4], store, steady(2))
+    Spool(store).put(Command("retry", 0))
+    assert in_store([Delicate(bad=())], [*log[:4], *log[5:]], store, steady(2)) == "end of input"
+    # The task is mended in between; the part before the retry is what it was.
+    found = stored([Delicate(bad=())], store)
+    assert who(found.streams["main"])[-3:] == [("due", 2, 5.0), ("due", 4, 6.0), (5, 6.5)]
+    assert found.state["Delicate"]["due"] == {1: 101.0, 2: 105.0, 3: 101.7, 4: 106.0, 5: 7.5}
+    assert found.state["Delicate"]["rows"] == {1: [1, 3, 2, 4]}
+
+
+class NoTimer(Task[Seen]):
+    total = value(int, 0)
+    rows = table(int, list[int], factory=list)
+    pages = output()
+
+    def handle(self, event):
+        return event
+
+
+def test_rule_7_a_dead_letter_of_a_timer_that_has_gone_stays(folder) -> None:
+    store = folder / "store"
+    in_store([Delicate()], three(), store, steady(2))
+    Spool(store).put(Command("retry", 0))
+    in_store([NoTimer().options(name="Delicate")], three(), store, steady(2), drop=["Delicate.due"])
+    opened = Store.open_to_read(store)
+    try:
+        assert [(kind, d["reason"]) for _, kind, d in opened.history() if kind == "left out"] == [
+            ("left out", "the timer due that it is about has gone")
+        ]
+        assert [status for _, status, _ in opened.letters()] == ["open"]
+    finally:
+        opened.close()
 
 
 # ---------------------------------------------------------------- 8. tables iterate in key order

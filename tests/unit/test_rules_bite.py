@@ -15,7 +15,7 @@ import pytest
 import test_rules as rules
 
 from secondpass import event, state, step
-from secondpass.engine import chain, epoch, intake, overlay, stage
+from secondpass.engine import agenda, chain, epoch, intake, overlay, stage, timed
 from secondpass.engine import loop as loop_module
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
@@ -118,7 +118,7 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
     (
         "3: dead letters are in the order of the chain",
         rules.test_rule_3_dead_letters_keep_the_order_of_the_plain_loop,
-        changed(chain.Chain, "_add", "key=lambda found: found[:2]", "key=lambda found: 0"),
+        changed(chain.Chain, "_put_out", "key=lambda found: found[:2]", "key=lambda found: 0"),
     ),
     (
         "3: the first task that stops is reported",
@@ -213,6 +213,108 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
             agree, float("inf")
         ),
         replaced(intake, "refuse_time", lambda time: None),
+    ),
+    (
+        "7: timers fire after the event that moved time",
+        rules.test_rule_7_due_timers_fire_before_the_event_that_moved_time,
+        changed(timed.Timed, "run", "self._fire_due(nows[index], index)", "pass"),
+    ),
+    (
+        "7: the task's place does not count",
+        rules.test_rule_7_timers_fire_by_time_then_task_then_name_then_key,
+        changed(timed.Timed, "_fire_due", "due.time < first[0].time", "due.time <= first[0].time"),
+    ),
+    (
+        "7: names do not count",
+        rules.test_rule_7_timers_fire_by_time_then_task_then_name_then_key,
+        changed(agenda.Agenda, "first", "entry[0] < found.time", "entry[0] <= found.time"),
+    ),
+    (
+        "7: keys come as they were set",
+        rules.test_rule_7_keys_that_do_not_compare_fire_in_the_order_of_their_encoding,
+        changed(agenda._Heap, "note", "self._order(key)", "len(self._heap)"),
+    ),
+    (
+        "7: all that is due fires before any of it flows on",
+        rules.test_rule_7_what_a_timer_puts_out_flows_on_before_the_next_one_fires,
+        changed(
+            timed.Timed,
+            "_fire_due",
+            "self._now = self._always.now = max(self._now, due.time) + 0.0",
+            "self._now = self._always.now = until",
+        ),
+    ),
+    (
+        "7: time goes back for what is set in the past",
+        lambda agree: rules.test_rule_7_a_timer_that_a_timer_sets_takes_its_place_among_them(
+            agree, -50.0, "WRWR"
+        ),
+        changed(timed.Timed, "_fire_due", "max(self._now, due.time) + 0.0", "due.time"),
+    ),
+    (
+        "7: what is set in the past waits for the next record",
+        rules.test_rule_7_one_set_in_the_past_fires_at_now_when_its_record_is_through,
+        changed(timed.Timed, "run", "self._fire_due(self._now, end - 1)", "pass"),
+    ),
+    (
+        "7: a timer that is moved fires as it was set first",
+        rules.test_rule_7_setting_a_timer_moves_it_and_a_call_that_fails_sets_none,
+        changed(agenda._Heap, "first", "if time == entry[0]:", "if time is not None:"),
+    ),
+    (
+        "7: a timer that is set for earlier fires late",
+        rules.test_rule_7_setting_a_timer_moves_it_and_a_call_that_fails_sets_none,
+        changed(agenda._Heap, "note", "if before is None or time < before:", "if before is None:"),
+    ),
+    (
+        "7: a timer that fails fires again",
+        rules.test_rule_7_an_error_in_a_timer_undoes_that_call_and_the_timer_is_gone,
+        changed(
+            stage.Stage,
+            "fire",
+            "self.failed(epoch",
+            "self._pending[due.name].__setitem__(due.key, due.time + 3.0) or self.failed(epoch",
+        ),
+    ),
+    (
+        "7: something flows on from a timer that fails and passes",
+        rules.test_rule_7_nothing_flows_on_from_a_timer_that_fails_and_passes,
+        changed(stage.Stage, "failed", "if event.__class__ is Firing:", "if False:"),
+    ),
+    (
+        "7: timers share their random numbers with the event",
+        rules.test_rule_7_a_timer_has_its_time_the_records_position_and_its_own_random_numbers,
+        changed(timed.Timed, "_fire_due", "(index, -1 - next(self._numbers))", "(index, 0)"),
+    ),
+    (
+        "7: what flows on has the time of the event that moved it",
+        rules.test_rule_7_a_timer_has_its_time_the_records_position_and_its_own_random_numbers,
+        changed(
+            timed.Timed,
+            "_fire_due",
+            "self._flow(passed, due.depth + 1, self._firing, parts)",
+            "self._flow(passed, due.depth + 1, self._epoch, parts)",
+        ),
+    ),
+    (
+        "7: a schedule begins with the stream",
+        rules.test_rule_7_a_schedule_counts_from_the_first_time_and_makes_up_for_what_was_missed,
+        changed(agenda.Agenda, "begin", "spec.after(now)", "spec.after(0.0)"),
+    ),
+    (
+        "7: a schedule leaves out what was missed",
+        rules.test_rule_7_a_schedule_counts_from_the_first_time_and_makes_up_for_what_was_missed,
+        changed(agenda.Agenda, "take", "spec.after(due.time)", "spec.after(due.time + 60.0)"),
+    ),
+    (
+        "7: a tick fires nothing",
+        rules.test_rule_7_a_tick_moves_time_and_fires_timers,
+        changed(timed.Timed, "_moves_time", "return ", "return self._epoch.tick is None and "),
+    ),
+    (
+        "7: an epoch that is run again has lost what had fired in it",
+        rules.test_rule_7_an_error_in_a_timer_undoes_that_call_and_the_timer_is_gone,
+        changed(stage.Stage, "discard", "self._agenda.restore()", "pass"),
     ),
     (
         "8: tables iterate as they come",

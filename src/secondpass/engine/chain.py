@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
@@ -10,10 +11,13 @@ from secondpass.change import Aside, Link
 from secondpass.engine.crew import Crew
 from secondpass.engine.epoch import Epoch, Outcome, Where, path_of
 from secondpass.engine.flow import Flow
-from secondpass.engine.lanes import InlineLane, WorkerLane, tally_of
+from secondpass.engine.lanes import InlineLane, WorkerLane
 from secondpass.engine.placement import Placement
 from secondpass.engine.stage import Again, Cut, Passed, Stage
+from secondpass.engine.summary import merge_tally
+from secondpass.engine.timed import Timed
 from secondpass.record import INTAKE, DeadLetter, Refused
+from secondpass.reference import Tally
 
 Parts = list[tuple[int, list[Passed]]]
 """By depth: what a stage put out, in parts, in order."""
@@ -53,6 +57,8 @@ class Chain:
         if epoch.retry is not None and epoch.retry.task != INTAKE:
             first_depth = [s.name for s in self.stages].index(epoch.retry.task)
         started = [depth for depth in range(first_depth, len(self.stages)) if not self.stages[depth].stopped]
+        if any(stage.timers and not stage.stopped for stage in self.stages):
+            return self._timed(epoch, first_depth, careful)
         chosen = self._places(epoch, started)
         places = [(depth, chosen[depth]) for depth in started]
         if any(place for _, place in places):
@@ -66,6 +72,23 @@ class Chain:
         outcome = Outcome()
         outcome.streams[MAIN] = (events, _indexes(where))
         self._add(outcome, epoch, parts)
+        return outcome
+
+    def _timed(self, epoch: Epoch, first_depth: int, careful: bool) -> Outcome:
+        """All in this process, with the timers that become due."""
+        timed = Timed(self.stages, epoch, first_depth)
+        try:
+            timed.run(careful)
+        except Again:
+            self.discard()
+            timed = Timed(self.stages, epoch, first_depth)
+            timed.run(careful=True)
+        outcome = Outcome()
+        outcome.streams[MAIN] = (timed.events, _indexes(timed.where))
+        for begin, end, parts in timed.atoms:
+            refused = [i for i in epoch.refused if begin <= i < end]
+            self._put_out(outcome, epoch, [(depth, [passed]) for depth, passed in parts], refused)
+        self._keep_changes(outcome, epoch, [stage for stage in self.stages if not stage.stopped])
         return outcome
 
     def _places(self, epoch: Epoch, started: list[int]) -> list[bool]:
@@ -114,13 +137,20 @@ class Chain:
         return [(depth, lane.parts) for (depth, _), lane in zip(places, lanes, strict=True)], events, where
 
     def _add(self, outcome: Outcome, epoch: Epoch, parts: Parts) -> None:
-        """What all stages put out beside the chain's own stream, in the order of the plain loop."""
+        """What all stages did over the whole epoch."""
+        self._put_out(outcome, epoch, parts, epoch.refused)
+        self._keep_changes(outcome, epoch, [self.stages[depth] for depth, _ in parts])
+
+    def _put_out(self, outcome: Outcome, epoch: Epoch, parts: Parts, refused: Iterable[int]) -> None:
+        """Add what stages put out beside the chain's own stream, in the order of the plain loop."""
         emitted: dict[str, list[tuple[Where, int, int, Any]]] = {n: [] for n in self.writers if n != MAIN}
         letters: list[tuple[tuple[int, ...], int, DeadLetter]] = [
-            ((i,), -1, _letter(epoch, i, refused)) for i, refused in epoch.refused.items()
+            ((i,), -1, _letter(epoch, i, epoch.refused[i])) for i in refused
         ]
         for depth, found in parts:
-            outcome.tallies[self.stages[depth].name] = tally_of(found)
+            name = self.stages[depth].name
+            for passed in found:
+                merge_tally(outcome.tallies.setdefault(name, Tally()), passed.tally)
             seq = count()
             for passed in found:
                 outcome.logged += passed.logged
@@ -130,13 +160,22 @@ class Chain:
         for stream, put_out in emitted.items():
             if len(self.writers[stream]) > 1:
                 put_out.sort(key=_plain_order)
-            outcome.streams[stream] = ([f[3] for f in put_out], _indexes([f[0] for f in put_out]))
+            events, where = outcome.streams.setdefault(stream, ([], []))
+            events += [f[3] for f in put_out]
+            where += _indexes([f[0] for f in put_out])
         letters.sort(key=lambda found: found[:2])
-        outcome.letters = [letter for _, _, letter in letters]
-        now = epoch.now_after
-        for stage in (self.stages[depth] for depth, _ in parts):
-            deltas, outcome.values[stage.name] = stage.changes(now)
+        outcome.letters += [letter for _, _, letter in letters]
+
+    def _keep_changes(self, outcome: Outcome, epoch: Epoch, stages: list[Stage]) -> None:
+        for stage in stages:
+            outcome.tallies.setdefault(stage.name, Tally())
+            deltas, outcome.values[stage.name] = stage.changes(epoch.now_after)
             outcome.deltas.update({(stage.name, table): delta for table, delta in deltas.items()})
+
+    def earliest(self) -> float | None:
+        """When the first timer of a started task fires; None where none is pending."""
+        times = [stage.earliest() for stage in self.stages if not stage.stopped]
+        return min((time for time in times if time is not None), default=None)
 
     def judged(self, position: int) -> bool:
         """Whether there is a verdict on an event at or after a position."""

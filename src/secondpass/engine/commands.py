@@ -25,7 +25,7 @@ from secondpass.engine.intake import Intake
 from secondpass.engine.outbox import decode_event
 from secondpass.engine.quarantine import KILLED
 from secondpass.event import owned, untyped
-from secondpass.record import INTAKE, Retry, error_text
+from secondpass.record import INTAKE, Firing, Retry, error_text
 from secondpass.store.database import Store
 from secondpass.store.format import Progress, StoredLetter
 from secondpass.store.spool import Command, Spool
@@ -171,6 +171,7 @@ class Commands:
             try:
                 retry = Retry(command.letter, task, self._event_of(letter, command))
                 events = [retry.event]
+                self._refusal = self._no_timer(retry)
             except Exception as error:  # noqa: BLE001 - data from outside, and a type's own checks may raise anything
                 self._refusal = f"dead letter {command.letter} is no event: {error_text(error)}"
         if self._refusal is not None:
@@ -190,6 +191,15 @@ class Commands:
             retry=retry,
             dangerous=dangerous,
         )
+
+    def _no_timer(self, retry: Retry) -> str | None:
+        """Why a timer cannot be fired again; None where it can, or where it is no timer."""
+        if not isinstance(retry.event, Firing):
+            return None
+        for stage in self._chain.stages:
+            if stage.name == retry.task and retry.event.timer in stage.timers:
+                return f"{retry.task} is stopped; start it first" if stage.stopped else None
+        return f"the timer {retry.event.timer} that it is about has gone"
 
     def _event_of(self, letter: StoredLetter, command: Command) -> Any:
         """The event to send again: as it was, or mended with new fields."""

@@ -47,16 +47,38 @@ class Epoch:
     offsets: list[Any]
     kinds: set[type]
     retry: Retry | None = None
+    tick: float | None = None
+    """The time that a tick says, where the one record of this epoch is one."""
     dangerous: bool = False
     """Whether it holds an event that has ended its process before."""
     intake_time: float | None = None
     taken: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     _nows: list[float] | None = None
 
+    @classmethod
+    def of_tick(cls, number: int, first: int, time: float, now: float, offsets: list[Any]) -> Epoch:
+        """An epoch of one record, a tick; the sources stand at `offsets`."""
+        return cls(
+            number=number,
+            first=first,
+            count=1,
+            events=[],
+            origin=range(0),
+            times=[],
+            refused={},
+            now=now,
+            now_after=max(now, time) + 0.0,
+            offsets=offsets,
+            kinds=set(),
+            tick=time,
+        )
+
     def nows(self) -> list[float]:
         """The stream's time at each record."""
         if self._nows is None:
             times = self.times
+            if self.tick is not None:
+                times = [self.tick]
             if len(times) == self.count and times[0] >= self.now and times == sorted(times):
                 nows = times
             else:

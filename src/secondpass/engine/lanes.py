@@ -34,10 +34,8 @@ from secondpass.engine.placement import Gauge, serial
 from secondpass.engine.quarantine import Place
 from secondpass.engine.schedule import Schedule, Sent
 from secondpass.engine.stage import Cut, Passed, Stage
-from secondpass.engine.summary import merge_tally
 from secondpass.errors import TaskFault, WorkerLost
 from secondpass.record import Told, Verdict
-from secondpass.reference import Tally
 from secondpass.state import MISSING
 from secondpass.store.format import CellCodec
 from secondpass.task import keys_of
@@ -421,11 +419,3 @@ class WorkerLane(Lane):
         passed.logged += [
             logging.LogRecord(name, level, "", 0, text, None, None) for name, level, text in what.logged
         ]
-
-
-def tally_of(parts: list[Passed]) -> Tally:
-    """The tally of an epoch from those of its parts."""
-    total = Tally()
-    for part in parts:
-        merge_tally(total, part.tally)
-    return total

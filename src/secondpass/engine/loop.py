@@ -27,6 +27,7 @@ from secondpass.engine.intake import Intake
 from secondpass.engine.outbox import Outbox, encode_event
 from secondpass.engine.pacer import Pacer
 from secondpass.engine.summary import Summary, merge_tally
+from secondpass.engine.ticks import Ticks
 from secondpass.engine.timetables import Timetables
 from secondpass.errors import ChangeRefused, TaskError
 from secondpass.failpoints import failpoint
@@ -63,6 +64,9 @@ class Hub:
         self.commands = commands
         self.timetables = Timetables(timetables, commands)
         self.hazard: Hazard | None = None
+        self.ticks = Ticks()
+        self.ticking = True
+        """Whether time passes on an idle stream."""
         self.held: deque[tuple[str, float]] = deque(maxlen=1000)
         """The last commands to the chain, and how long each held up the stream, in seconds."""
         self.stopping = False
@@ -86,6 +90,7 @@ class Hub:
             if obeyed:
                 continue
             if self.store.progress.paused:
+                self.ticks.busy()
                 self.wait()
                 continue
             began = time.perf_counter()
@@ -207,8 +212,17 @@ class Hub:
         epoch = self.intake.take(number, progress.position, progress.now, limit)
         if judged and (epoch is None or not epoch.count):  # it was on a command's event
             epoch = self.commands.next_epoch(number) or epoch
+        if epoch is not None and not epoch.count and not judged and self.intake.following:
+            epoch = self._tick(epoch) or epoch
+        else:
+            self.ticks.busy()
         failpoint("take.after")
         return epoch
+
+    def _tick(self, idle: Epoch) -> Epoch | None:
+        """Nothing is there to read: where that makes a timer due, the time that has passed is the next record."""
+        time = self.ticks.due(idle.now, self.chain.earliest()) if self.ticking else None
+        return None if time is None else Epoch.of_tick(idle.number, idle.first, time, idle.now, idle.offsets)
 
     def wait(self) -> None:
         """Nothing there: look again soon after activity, seldom after a silence."""
@@ -300,6 +314,8 @@ class Hub:
             history.append((kind, details))
         if epoch.intake_time is not None:
             history.append(("intake", {"count": epoch.count, "time": epoch.intake_time}))
+        if epoch.tick is not None:
+            history.append(("tick", {"position": epoch.first, "time": epoch.tick}))
         if epoch.taken:
             history.append(("taken", epoch.taken))
         deltas: dict[Any, Any] = dict(outcome.deltas)
@@ -316,7 +332,8 @@ class Hub:
     def _count(self, epoch: Epoch, outcome: Outcome) -> None:
         summary = self.summary
         summary.epochs += 1
-        summary.events_in += epoch.count if epoch.retry is None else 0
+        summary.ticks += epoch.tick is not None
+        summary.events_in += epoch.count if epoch.retry is None and epoch.tick is None else 0
         summary.position = self.store.progress.position
         summary.dead_letters += len(outcome.letters)
         summary.outputs_total = dict(self.store.progress.numbers)

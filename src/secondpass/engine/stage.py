@@ -18,14 +18,16 @@ from itertools import repeat
 from typing import Any
 
 from secondpass.codec import pack
+from secondpass.engine.agenda import Agenda
 from secondpass.engine.epoch import Epoch, Where, path_of
 from secondpass.engine.overlay import Cells, Delta, Layered, Mirror, Suspect, mirrors, overlay_for
 from secondpass.errors import TaskError, TaskFault
-from secondpass.record import DeadLetter, Told, Verdict, error_text, event_crc, trace_text
+from secondpass.record import DeadLetter, Firing, Told, Verdict, error_text, event_crc, trace_text
 from secondpass.reference import Tally
-from secondpass.state import CallValues, Moment, Output
+from secondpass.state import MISSING, CallValues, Moment, Output
 from secondpass.step import CAUGHT, Step
-from secondpass.task import Task, accepts, attach, batch_results, call_of, expand, keys_of
+from secondpass.task import Task, accepts, attach, attach_state, batch_results, call_of, expand, keys_of
+from secondpass.timers import Pending, Timing
 
 RECENT = 100
 """So many events of each task are at hand to try other code on."""
@@ -169,6 +171,8 @@ class Stage:
         self.types = accepts(task)
         self.on_error = task._options.on_error
         self.specs = shape.tables
+        self.timers = shape.timers
+        self._agenda: Agenda | None = None
         self.tables = {n: tables.setdefault(n, {}) for n in shape.tables}
         self.values = values
         self.verdicts: dict[tuple[int, tuple[int, ...]], Verdict] = {}
@@ -305,7 +309,8 @@ class Stage:
                 self._overlays[name] = make(spec, base, self._clock, ttl_s)
 
     def _enter_fast(self) -> None:
-        attach(self.task, _moment=self._moment, _values=self._live, **self._overlays, **self._outputs)
+        attach(self.task, _moment=self._moment, _values=self._live, **self._outputs)
+        attach_state(self.task, self._overlays, self._moment, self.timing, self._on_set)
 
     def _run_fast(self, epoch: Epoch, events: list[Any], where: Any, passed: Passed) -> int | None:
         """Plain calls; gives the index of the first event whose call fails, None when all went well."""
@@ -396,6 +401,8 @@ class Stage:
         passed.tally.errors += 1
         passed.tally.error_streak += 1
         if self.on_error == "pass":
+            if event.__class__ is Firing:
+                return  # it was no event, so none goes on
             passed.events.append(event)
             passed.where.append(where)
             passed.kinds.add(event.__class__)
@@ -411,8 +418,107 @@ class Stage:
         step.values.rests = dict(self.values_after)
         moment: Moment = step.moment
         outputs = {n: Output[Any](s, moment.emit) for n, s in type(self.task)._shape.outputs.items()}
-        attach(self.task, _moment=moment, _values=step.values, **step.tables, **outputs)
+        attach(self.task, _moment=moment, _values=step.values, **outputs)
+        attach_state(self.task, step.tables, moment, step.timing, self._on_set)
         return step
+
+    # ---- timers: `timed.Timed` says when they fire
+
+    @property
+    def agenda(self) -> Agenda:
+        """What is pending of the task's timers."""
+        if self._agenda is None:
+            self._agenda = Agenda(self.timers, self.tables)
+        return self._agenda
+
+    @property
+    def _on_set(self) -> dict[str, Any] | None:
+        return self.agenda.on_set if self.timers else None
+
+    @property
+    def timing(self) -> Timing:
+        return self._bound().timing
+
+    @property
+    def _pending(self) -> dict[str, Any]:
+        """The tables of what is pending, as this run of the epoch sees them."""
+        if self._is_careful:
+            return {n: Layered(self.tables[n], self.deltas[n]) for n in self.timers}
+        return {n: self._overlays[n] for n in self.timers}
+
+    def begin_schedules(self, now: float) -> None:
+        """Let the schedules that have no next moment yet count from now."""
+        self.agenda.begin(self._pending, now)
+
+    def first_due(self, depth: int) -> Pending | None:
+        """The task's timer that fires next; None where none is pending."""
+        return self.agenda.first(self._pending, depth)
+
+    def earliest(self) -> float | None:
+        """When the task's first timer fires, between two epochs; None where none is pending."""
+        due = self.agenda.first(self.tables, 0) if self.timers else None
+        return None if due is None else due.time
+
+    def pass_through(self, epoch: Epoch, events: list[Any], where: list[Where], kinds: set[type]) -> Passed:
+        """As `feed`, for an epoch that is run again as a whole where something in it is not as it should be."""
+        began = time.perf_counter()
+        passed = Passed(set(kinds))
+        self.came(events)
+        if self._is_careful:
+            self._run_carefully(epoch, events, where, 0, passed)
+        elif self._condemned(epoch) or self._run_fast(epoch, events, where, passed) is not None:
+            raise Again
+        self.busy_s += time.perf_counter() - began
+        return passed
+
+    def fire(self, epoch: Epoch, due: Pending, where: Where, *, again: bool = False) -> Passed:
+        """Call a timer's method; what was pending is gone whatever comes of it. `again`: its dead letter was sent."""
+        began = time.perf_counter()
+        passed, tally = Passed(set()), Tally(fired=1)
+        passed.tally = tally
+        event = Firing.of(due.name, due.key, due.time)
+        if not again:
+            self.agenda.take(due, self._pending[due.name])
+        if self._is_careful:
+            step = self._enter_careful()
+            path, now = path_of(where), epoch.nows()[0]
+            try:
+                results, branched = step.fire(due.name, due.key, epoch.first + path[0], now, path[1:])
+            except KeyboardInterrupt:
+                raise
+            except CAUGHT as error:
+                self.failed(epoch, event, where, error, passed)
+                return passed
+            finally:
+                self.values_after = dict(step.values.rests)
+            moment: Any = step.moment
+            passed.emitted = [(name, emitted, where) for name, emitted in moment.emitted]
+        else:
+            results, branched = self._fire_fast(epoch, due, where)
+            moment = self._moment
+            passed.emitted = [(name, emitted, where) for name, emitted, _ in moment.emitted]
+        tally.add(moment.counts)
+        tally.passed = len(results)
+        passed.logged = moment.logged
+        passed.extend(results, branched, where)
+        self.busy_s += time.perf_counter() - began
+        return passed
+
+    def _fire_fast(self, epoch: Epoch, due: Pending, where: Where) -> tuple[list[Any], bool]:
+        self._enter_fast()
+        one = iter((None,))
+        next(one)
+        self._moment.begin(epoch, one, 1, [where])
+        self._clock.now = epoch.nows()[0]
+        self.timing.firing = True
+        try:
+            return expand(self.timers[due.name].call(self.task, due.key), MISSING, self.name, due.name)
+        except KeyboardInterrupt:
+            raise
+        except CAUGHT:
+            raise Again from None
+        finally:
+            self.timing.firing = False
 
     # ---- the end of an epoch
 
@@ -458,12 +564,16 @@ class Stage:
         self.values.update(self.values_after)
         self._live.rests = dict(self.values)
         self._rollback()
+        if self._agenda is not None:
+            self._agenda.settle(self.tables)
 
     def discard(self) -> None:
         """Forget an epoch that is not committed."""
         self.home = None
         self._live.rests = dict(self.values)
         self._rollback()
+        if self._agenda is not None:
+            self._agenda.restore()
 
 
 def _ignoring_argument(following: Any) -> Any:

@@ -51,6 +51,8 @@ class Summary:
     ended: Literal["end of input", "stopped", "limit"] = "end of input"
     events_in: int = 0
     position: int = 0
+    ticks: int = 0
+    """Records of time that passed without an event."""
     epochs: int = 0
     seconds: float = 0.0
     outputs: dict[str, int] = field(default_factory=dict[str, int])
@@ -96,10 +98,12 @@ class Summary:
 
 def merge_tally(total: Tally, part: Tally) -> None:
     """Add one epoch's tally to a longer one; a streak goes on only through epochs of nothing but errors."""
-    if part.events:
-        all_failed = part.errors == part.events
+    calls = part.events + part.fired
+    if calls:
+        all_failed = part.errors == calls
         total.error_streak = total.error_streak + part.errors if all_failed else part.error_streak
     total.events += part.events
+    total.fired += part.fired
     total.passed += part.passed
     total.dropped += part.dropped
     total.errors += part.errors
