@@ -22,6 +22,8 @@ DISK_FAILURES = (
 REAL_PER_MINUTE = 1.0
 """How many faults a minute a machine is assumed to have that is in a bad way."""
 _MIB = 1 << 20
+HOGGING = 150 * _MIB
+"""Only an event that wants more than there is makes a process use so much, until the kernel ends it."""
 WAL_MAX = 20 * _MIB
 """SQLite copies it back at 4000 pages, which a commit may exceed."""
 STORE_MAX = _MIB
@@ -45,12 +47,15 @@ class Watch:
         self._files_max, self._children_max = files_max, children_max
         self._rss: list[int] = []
         self._files: list[int] = []
-        self._children = 0
+        self._children = self._hogging = 0
         self._lives: dict[tuple[int, float], list[tuple[float, int]]] = defaultdict(list)
 
     def look(self, process: psutil.Process) -> None:
         with contextlib.suppress(psutil.Error), process.oneshot():
             rss, files, children = process.memory_info().rss, process.num_fds(), len(process.children())
+            if rss > HOGGING:
+                self._hogging += 1
+                return
             self._rss.append(rss)
             self._files.append(files)
             self._children = max(self._children, children)
@@ -59,6 +64,7 @@ class Watch:
     def check(self) -> None:
         assert self._children <= self._children_max, f"{self._kind}: {self._children} children"
         assert max(self._files, default=0) < self._files_max, f"{self._kind}: {max(self._files)} open files"
+        assert self._hogging <= 50 + len(self._rss) // 10, f"{self._kind}: {self._hogging} times much memory"
         for rss in (self._rss, *([r for _, r in life] for life in self._lives.values())):
             if len(rss) > 300:
                 early, late = map(_median, _thirds(rss))
@@ -157,7 +163,9 @@ def harm(family: list[psutil.Process], rng: random.Random, faults: Faults) -> No
     """Kill a worker, mostly; or stop one, or do that to the nursery and with it to all."""
     nursery, *workers = family
     who, victim = "nursery", nursery
-    if workers and rng.random() < 0.85:
+    if rng.random() < 0.85:
+        if not workers:
+            return  # a nursery that is killed three times before it has begun stops the app
         who, victim = "worker", rng.choice(workers)
     # One that is stopped before its first line cannot see its hub die; with workers it has begun.
     stop = bool(workers) and rng.random() < 0.2
