@@ -200,7 +200,7 @@ def latency_ms(directory: Path, events: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=2_000_000)
-    parser.add_argument("--single", type=int, default=20_000)
+    parser.add_argument("--single", type=int, default=8_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--feed", help=argparse.SUPPRESS)
     given = parser.parse_args()
