@@ -58,7 +58,8 @@ class App:
     what the chain passes; `sinks` names those of the tasks' named outputs. Without a source the app takes what is
     appended to its log, `app.log`, of which `keep_log` ("7d", "10GB", or both) bounds what stays. `workers` is the number of processes
     that may run tasks beside this one (default: the cores that this process may use; 0: none). `timetables` start and
-    stop tasks by the clock. Raises
+    stop tasks by the clock. `ticks=False` lets time stand while a followed stream is idle, so that timers wait for the
+    next event. Raises
     `DefinitionError` for what cannot work, before anything runs.
     """
 
@@ -74,6 +75,7 @@ class App:
         workers: int | None = None,
         timetables: Sequence[Timetable] = (),
         keep_log: str | Sequence[str] | None = None,
+        ticks: bool = True,
     ) -> None:
         if not name or name[0] in "_.-" or not _NAME_LETTERS.issuperset(name):
             raise DefinitionError(
@@ -92,6 +94,7 @@ class App:
         self._check_sinks()
         self.workers = checked_workers(workers)
         self.timetables = tuple(timetables)
+        self.ticks = ticks
         self._check_timetables()
         self.keep_log = None if keep_log is None else Keep.of(keep_log)
         self.feeders: tuple[Feeder, ...] = ()
