@@ -60,7 +60,8 @@ class App:
     appended to its log, `app.log`, of which `keep_log` ("7d", "10GB", or both) bounds what stays. `workers` is the number of processes
     that may run tasks beside this one (default: the cores that this process may use; 0: none). `timetables` start and
     stop tasks by the clock. `keep_snapshots` bounds the snapshots of its state from which decisions are explained and
-    rehearsed (None: none are taken). Raises
+    rehearsed (None: none are taken). `ticks=False` lets time stand while a followed stream is idle, so that timers wait
+    for the next event. Raises
     `DefinitionError` for what cannot work, before anything runs.
     """
 
@@ -77,6 +78,7 @@ class App:
         timetables: Sequence[Timetable] = (),
         keep_log: str | Sequence[str] | None = None,
         keep_snapshots: str | Sequence[str] | None = ("30d", "1GB"),
+        ticks: bool = True,
     ) -> None:
         if not name or name[0] in "_.-" or not _NAME_LETTERS.issuperset(name):
             raise DefinitionError(
@@ -95,6 +97,7 @@ class App:
         self._check_sinks()
         self.workers = checked_workers(workers)
         self.timetables = tuple(timetables)
+        self.ticks = ticks
         self._check_timetables()
         self.keep_log = None if keep_log is None else Keep.of(keep_log)
         self.feeders: tuple[Feeder, ...] = ()

@@ -7,7 +7,7 @@ position it was made at (`at`): a test tells from an output alone which record i
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from secondpass import App, Event, Task, output, table, value
+from secondpass import App, Event, Task, every, output, table, timer, value
 from secondpass.connectors import JsonLines
 
 
@@ -106,6 +106,37 @@ class Score(Task[Scored]):
         return event
 
 
+class Silence(Task[Scored]):
+    """Timers that are set, moved, taken back, fail and set others; and a schedule."""
+
+    after_s: float = 4.0
+    fired = table(int, int, default=0)
+    pages = output(Page)
+
+    def handle(self, event: Scored) -> Scored:
+        if event.n % 5 == 0:
+            self.silent.cancel(event.cid)
+        else:
+            self.silent.at(event.time + self.after_s, event.cid)
+        if event.n % 103 == 0:
+            raise ValueError(event.n)
+        return event
+
+    @timer
+    def silent(self, cid: int) -> Scored:
+        self.fired[cid] += 1
+        self.pages.emit(Page(n=cid, at=self.position, time=self.now, total=0.0, draw=self.random.random()))
+        if cid < 1000 and self.fired[cid] % 3:
+            self.silent.at(self.now + self.after_s / 2, cid + 1000)
+        if self.fired[cid] % 7 == 6:
+            raise RuntimeError(f"no timer for {cid}")
+        return Scored(n=-1, cid=cid, time=self.now, value=1.0, part=0, at=self.position)
+
+    @every("7s")
+    def report(self) -> Scored:
+        return Scored(n=-2, cid=0, time=self.now, value=float(len(self.fired)), part=0, at=self.position)
+
+
 def crash(*tasks: Task[Any]) -> App:
     return App(
         "crash",
@@ -129,3 +160,8 @@ def on_workers() -> App:
 def mixed() -> App:
     places: tuple[Literal["inline", "workers"], ...] = ("inline", "workers", "inline", "workers")
     return crash(*(task.options(place=place) for task, place in zip(app.tasks, places, strict=True)))
+
+
+def timed() -> App:
+    """The same with timers, whose times come soon enough for a stream that stands still."""
+    return crash(*app.tasks, Silence(after_s=0.4))

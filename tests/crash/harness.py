@@ -36,7 +36,7 @@ from secondpass import reference
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.live import recorded_change
 from secondpass.engine.outbox import decode_event_plain, type_name
-from secondpass.record import INTAKE, DeadLetter, Refused, Retry
+from secondpass.record import INTAKE, DeadLetter, Refused, Retry, Tick
 from secondpass.reference import Tally
 from secondpass.state import live_cells
 from secondpass.store.database import Store
@@ -47,6 +47,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent / "src" / "secondpass"
 NAME = "crash_app.py"
 ON_WORKERS, MIXED = f"{NAME}:on_workers()", f"{NAME}:mixed()"
+TIMED = f"{NAME}:timed()"
 """The same app with all tasks on workers, and with some of them."""
 STREAMS = {"main": "out.jsonl", "pages": "pages.jsonl"}
 TASKS = crash_app.app.tasks
@@ -307,6 +308,7 @@ class Case:
         """By spool name: the commands that were left for the app."""
         self.epoch_records = 50
         self.spec, self.options = NAME, tuple[str, ...]()
+        self.tasks = TASKS
         self.log_file = directory / "log.txt"
         self._states: dict[Any, Any] = {}
 
@@ -322,12 +324,17 @@ class Case:
         shutil.copytree(self.directory, to)
         twin = Case(to, self.server)
         twin.wants, twin.epoch_records, twin._states = dict(self.wants), self.epoch_records, self._states
-        twin.spec, twin.options = self.spec, self.options
+        twin.spec, twin.options, twin.tasks = self.spec, self.options, self.tasks
         return twin
 
     def on_workers(self, spec: str = ON_WORKERS) -> Case:
         """Let the tasks run on two workers from now on."""
         self.spec, self.options = spec, ("--workers", "2")
+        return self
+
+    def timed(self) -> Case:
+        """Let the chain have timers from the beginning."""
+        self.spec, self.tasks = TIMED, crash_app.timed().tasks
         return self
 
     def remove(self) -> None:
@@ -410,8 +417,11 @@ def _has_schema(directory: Path) -> bool:
         db.close()
 
 
+TICK = "tick"
+
+
 class Asked(NamedTuple):
-    """A command that was done at a place in the log."""
+    """A command that was done at a place in the log, or a tick."""
 
     at: int
     name: str
@@ -433,7 +443,7 @@ class _Check:
         case, progress = self.case, self.store.progress
         data = (case.directory / "in.jsonl").read_bytes()
         records, ends = records_of(data)
-        asked = self._asked()
+        asked = sorted([*self._asked(), *self._ticks()], key=lambda found: found.at)
         log = self._log(records, asked, progress.position)
         wanted = self._meaning(log, asked)
         self.expect("records read", len(log), progress.position)
@@ -489,6 +499,11 @@ class _Check:
             if k in ("retry", "command")
         ]
 
+    def _ticks(self) -> list[Asked]:
+        """The times that passed without an event."""
+        ticks = [d for _, kind, d in self.store.history() if kind == "tick"]
+        return [Asked(d["position"], TICK, Command("retry"), d) for d in ticks]
+
     def _log(self, records: list[Any], asked: list[Asked], position: int) -> list[Any]:
         """The log up to a position: the input with the commands in the places where history has them."""
         log: list[Any] = []
@@ -496,6 +511,9 @@ class _Check:
         for found in asked:
             while len(log) < found.at:
                 log.append(next(rest))
+            if found.name == TICK:
+                log.append(Tick(found.details["time"]))
+                continue
             if found.command.kind != "retry":
                 log.append(recorded_change(found.details))
                 continue
@@ -510,7 +528,7 @@ class _Check:
         """What the plain loop makes of a log; kept, since an input only grows and many kills meet the same log."""
         key = (len(log), tuple((found.at, found.name) for found in asked if found.at < len(log)))
         if key not in self.case._states:
-            self.case._states[key] = reference.run(TASKS, log)
+            self.case._states[key] = reference.run(self.case.tasks, log)
         return self.case._states[key]
 
     def _outputs(self, wanted: reference.Result, complete: bool) -> None:

@@ -241,10 +241,20 @@ def test_a_module_that_no_import_finds_is_loaded_from_its_file(write: Write, pyt
     assert "loaded Keep(after=3.0) plugged ['plain']" in python("-c", text)
 
 
-def test_a_file_that_has_changed_since_is_refused(write: Write, python: Python) -> None:
+def test_a_file_that_has_changed_since_is_loaded_as_the_hub_loaded_it(write: Write, python: Python) -> None:
     path = write("cameras.py", APP)
+    change = f"carry.between = lambda: open({str(path)!r}, 'w').write('1 / 0')"
+    assert "loaded Keep(after=3.0) cameras ['plain']" in python("-c", carried("cameras.py", change))
+
+
+def test_an_imported_file_that_has_changed_since_is_refused(write: Write, python: Python) -> None:
+    write("road/__init__.py", "")
+    path = write("road/tasks.py", TASKS)
+    write(
+        "road/app.py", "from .tasks import *\napp = App('test', source=[], tasks=[Keep(after=3.0), plain])\n"
+    )
     change = f"carry.between = lambda: open({str(path)!r}, 'a').write('# changed')"
-    found = python("-c", carried("cameras.py", change))
+    found = python("-c", carried("road.app:app", change))
     assert f"UsageError: {path} has changed since the app was started; start the app again" in found
 
 

@@ -93,6 +93,7 @@ def run_app(
         commands = Commands(opened, intake, chain, app, make_crew)
         hub = Hub(intake, chain, opened, outbox, summary, commands, app.timetables)
         hub.limit = limit
+        hub.ticking = app.ticks
         if hazard is not None:
             hub.hazard = hazard
             chain.placement.isolated = hazard.found
