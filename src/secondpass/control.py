@@ -84,11 +84,24 @@ class Control:
         """Let events pass a task by; it keeps what it remembers."""
         return self._give("stop", task, reason=reason, wait=wait)
 
-    def set(self, task: str, /, *, reason: str = "", wait: bool = True, **settings: Any) -> Done:
-        """Give a task other settings: `app.control.set("SuppressNeighbours", window_s=600.0)`."""
-        if not settings:
+    def set(
+        self,
+        task: str,
+        settings: Mapping[str, Any] | None = None,
+        /,
+        *,
+        reason: str = "",
+        wait: bool = True,
+        **more: Any,
+    ) -> Done:
+        """Give a task other settings: `app.control.set("SuppressNeighbours", window_s=600.0)`.
+
+        They may also stand in a mapping, as those must that are called `reason` or `wait`.
+        """
+        given = {**(settings or {}), **more}
+        if not given:
             raise SettingsError(f"set({task!r}): say which settings, as keywords")
-        plain = {name: unpack(pack(value)) for name, value in settings.items()}
+        plain = {name: unpack(pack(value)) for name, value in given.items()}
         return self._give("set", task, settings=plain, reason=reason, wait=wait)
 
     def add(
