@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from secondpass.engine.loop import Hub
 
 _POLL_S = 0.01
+_TAKEN = ("intake", "taken")  # what was taken from live sources: to be taken so again, not done to the app
 WAIT_S = 60.0
 
 
@@ -84,11 +85,24 @@ class Control:
         """Let events pass a task by; it keeps what it remembers."""
         return self._give("stop", task, reason=reason, wait=wait)
 
-    def set(self, task: str, /, *, reason: str = "", wait: bool = True, **settings: Any) -> Done:
-        """Give a task other settings: `app.control.set("SuppressNeighbours", window_s=600.0)`."""
-        if not settings:
+    def set(
+        self,
+        task: str,
+        settings: Mapping[str, Any] | None = None,
+        /,
+        *,
+        reason: str = "",
+        wait: bool = True,
+        **more: Any,
+    ) -> Done:
+        """Give a task other settings: `app.control.set("SuppressNeighbours", window_s=600.0)`.
+
+        They may also stand in a mapping, as those must that are called `reason` or `wait`.
+        """
+        given = {**(settings or {}), **more}
+        if not given:
             raise SettingsError(f"set({task!r}): say which settings, as keywords")
-        plain = {name: unpack(pack(value)) for name, value in settings.items()}
+        plain = {name: unpack(pack(value)) for name, value in given.items()}
         return self._give("set", task, settings=plain, reason=reason, wait=wait)
 
     def add(
@@ -133,16 +147,22 @@ class Control:
 
     def end(self, *, reason: str = "", wait: bool = True) -> Done:
         """End the run, after the epoch at hand; raises `ChangeRefused` where nothing runs."""
-        if self._hub() is None and (self._directory is None or holder_of(self._directory) is None):
+        store = self._at()
+        if self._hub() is None and (store is None or holder_of(store) is None):
             raise ChangeRefused("nothing runs here")
         return self._give("end", "", reason=reason, wait=wait)
 
-    def history(self) -> list[dict[str, Any]]:
-        """What was done to the app, oldest first: `kind`, `position`, and what each kind tells beside."""
+    def history(self, last: int | None = None) -> list[dict[str, Any]]:
+        """What was done to the app, or the `last` so many of it, oldest first: `kind`, `position`, and what each tells.
+
+        A `kind` is `start`, `command`, `left out` (with the reason), `timetable` (a switch that changed nothing), `retry`
+        or `drop` (of a dead letter), `verdict`.
+        """
         with _reading(self._store()) as store:
-            return [
-                {"kind": kind, "position": position, **details} for position, kind, details in store.history()
-            ]
+            found = store.recent_history(last, without=_TAKEN)
+        return [
+            {"kind": kind, "position": position, **details} for position, kind, details in reversed(found)
+        ]
 
     # ---- how
 
@@ -167,11 +187,18 @@ class Control:
 
         return None if self._app is None else running_here(self._app)
 
+    def _at(self) -> Path | None:
+        """The store: that of the run in this process, wherever it is, or else the one that the app has by default."""
+        hub = self._hub()
+        return self._directory if hub is None else hub.store.directory
+
     def _store(self) -> Path:
-        if self._directory is None or not self._directory.is_dir():
-            where = "in memory" if self._directory is None else f"in {self._directory}"
-            raise StoreError(f"there is no store {where}, and the app does not run in this process")
-        return self._directory
+        store = self._at()
+        if store is None:
+            raise StoreError("the app runs in memory, where no history is kept")
+        if not store.is_dir():
+            raise StoreError(f"there is no store in {store}, and the app does not run in this process")
+        return store
 
     @staticmethod
     def _here(hub: Hub, command: Command, given: Any, *, wait: bool) -> Done:

@@ -773,11 +773,26 @@ def describe(task: Task[Any]) -> dict[str, Any]:
 
 
 def with_settings(task: Task[Any], changes: Mapping[str, Any]) -> Task[Any]:
-    """The same task with some settings changed; raises `SettingsError` for what does not fit."""
+    """The same task with some settings changed, given plainly or not; raises `SettingsError` for what does not fit."""
     if isinstance(task, FunctionTask):
         raise SettingsError(f"{task.name} is a function, which has no settings")
     given = {name: getattr(task, name) for name in type(task)._shape.settings}
-    return with_options(type(task)(**{**given, **changes}), task._options)
+    return with_options(type(task)(**{**given, **from_plain(type(task), changes)}), task._options)
+
+
+def from_plain(cls: type[Task[Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a command or a store tells them: there a date, a time span and bytes are text."""
+    known, found = cls._shape.settings, dict(settings)
+    for name, value in settings.items():
+        if name in known:
+            try:
+                msgspec.convert(value, known[name], dec_hook=_keep, builtin_types=_BUILTIN)
+            except (msgspec.ValidationError, TypeError, ValueError):
+                try:
+                    found[name] = msgspec.convert(value, known[name])
+                except (msgspec.ValidationError, TypeError, ValueError):
+                    pass  # whoever makes the task says what is wrong
+    return found
 
 
 def with_options(task: Task[Any], options: Options) -> Task[Any]:

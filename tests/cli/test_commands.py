@@ -133,6 +133,10 @@ def test_where_there_is_no_terminal_a_long_run_tells_its_progress_in_lines(first
             def progress() -> tuple[int, int]:
                 return 1, 4
 
+        class store:
+            class progress:
+                paused = False
+
     clock = [100.0]
     monkeypatch.setattr("secondpass.cli.progress.time.monotonic", lambda: clock[0])
     lines = LogLines()

@@ -17,8 +17,15 @@ import msgspec
 from secondpass.cli import text
 from secondpass.cli.apps import shown
 from secondpass.cli.group import HELP
-from secondpass.cli.options import confirmed, debug_option, json_option, store_option, stored_app_argument
-from secondpass.cli.places import app_of, find_store
+from secondpass.cli.options import (
+    confirmed,
+    debug_option,
+    json_option,
+    reason_option,
+    store_option,
+    stored_app_argument,
+)
+from secondpass.cli.places import file_of, find_store
 from secondpass.cli.shapes import CommandReport, Letter, LetterGroup, LetterList, document, line
 from secondpass.errors import SettingsError
 
@@ -187,7 +194,7 @@ def _choice(function: F) -> F:
 @click.option(
     "--event", metavar="JSON", help="Send this instead: fields given here replace those of the event."
 )
-@click.option("--reason", metavar="TEXT", default="", help="Why, for the store's history.")
+@reason_option
 @store_option
 @json_option
 @debug_option
@@ -231,7 +238,7 @@ def _mended(event: str | None, chosen: list[Found]) -> dict[str, Any] | None:
 @dead_letters.command("drop", context_settings=HELP)
 @_choice
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--reason", metavar="TEXT", default="", help="Why, for the store's history.")
+@reason_option
 @store_option
 @json_option
 @debug_option
@@ -283,12 +290,6 @@ def _chosen(directory: Path, numbers: list[int], task: str | None, all_: bool) -
     return [by_number[number] for number in numbers]
 
 
-def _file_of(directory: Path) -> str:
-    """The app's file, to show how it is run."""
-    found = app_of(directory)
-    return "APP" if found is None or found["file"] is None else shown(found["file"])
-
-
 def _command(
     directory: Path,
     kind: Literal["retry", "drop"],
@@ -323,6 +324,6 @@ def _command(
         when = (
             f"by the running app within moments (process {holder.get('pid', 'just starting')})"
             if holder is not None
-            else f"by the next run: secondpass run {app or _file_of(directory)}"
+            else f"by the next run: secondpass run {app or file_of(directory)}"
         )
         text.say(f"{what} will be {done} {when}")

@@ -26,11 +26,18 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "check": ("check:check", "Run an app in several ways and show the first difference."),
         "schedule": ("schedule:schedule", "Show which events wait for which, and how many can run at once."),
     },
+    "Command": {
+        "task": ("task:task", "List, start, stop, set and replace tasks while the app runs."),
+        "pause": ("commanding:pause", "Let an app take no more events until `resume`."),
+        "resume": ("commanding:resume", "Let a paused app go on."),
+        "stop": ("commanding:stop", "End a run and wait until its process has gone."),
+    },
     "Understand": {
         "explain": ("explain:explain", "Show why an event became what it became."),
     },
     "Look": {
         "status": ("status:status", "Show where an app stands."),
+        "history": ("history:history", "Show what was done to an app: when, by whom and why."),
         "outputs": ("outputs:outputs", "Print outputs from an app's store."),
         "dead-letters": (
             "dead_letters:dead_letters",

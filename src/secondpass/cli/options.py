@@ -66,6 +66,20 @@ def store_option(function: F) -> F:
     )(function)
 
 
+def reason_option(function: F) -> F:
+    """`--reason TEXT`."""
+    return click.option("--reason", metavar="TEXT", default="", help="Why, for the store's history.")(
+        function
+    )
+
+
+def command_options(function: F) -> F:
+    """What every command to an app takes: `--reason`, `--no-wait`, `--store`, `--json`, `--debug`."""
+    function = debug_option(json_option(store_option(function)))
+    function = click.option("--no-wait", is_flag=True, help="Ask for it and return at once.")(function)
+    return reason_option(function)
+
+
 def limit_option(text: str, *, default: int | None = None) -> Callable[[F], F]:
     """`--limit N`."""
 

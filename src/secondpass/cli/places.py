@@ -58,6 +58,12 @@ def app_of(directory: Path) -> dict[str, Any] | None:
         store.close()
 
 
+def file_of(directory: Path) -> str:
+    """The app's file, to show how it is run."""
+    found = app_of(directory)
+    return "APP" if found is None or found["file"] is None else shown(found["file"])
+
+
 def is_app(text: str) -> bool:
     """Whether an argument reads as APP, where something else may stand too."""
     target = text.partition(":")[0]

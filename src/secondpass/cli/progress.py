@@ -98,7 +98,27 @@ class LogLines(Progress):
             parts.append(text.percent(*done))
         if hub.summary.dead_letters:
             parts.append(text.plural(hub.summary.dead_letters, "dead letter"))
+        if hub.store.progress.paused:
+            parts.append("paused")
         self.write(", ".join(parts))
+
+
+class Pauses:
+    """Says when an app is paused, and how it goes on: it would wait in silence otherwise."""
+
+    def __init__(self, progress: Progress, resume: str) -> None:
+        self._progress = progress
+        self._resume = resume
+        self._paused = False
+
+    def look(self, hub: Hub) -> None:
+        """Say it where that has changed."""
+        progress = hub.store.progress
+        if progress.paused != self._paused:
+            self._paused = progress.paused
+            self._progress.write(
+                f"paused: it takes no events; to go on: {self._resume}" if progress.paused else "resumed"
+            )
 
 
 class _Writer(Protocol):

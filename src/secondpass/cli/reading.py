@@ -80,8 +80,18 @@ def chain_of(store: Store) -> list[dict[str, Any]]:
 
 def stated(store: Store) -> list[Stated]:
     """All declared state of the chain that ran last, in its order."""
+    return _stated(chain_of(store))
+
+
+def put_aside(store: Store) -> list[Stated]:
+    """The state that tasks which left the chain have put aside."""
+    aside: dict[str, dict[str, Any]] = store.meta("aside") or {}
+    return _stated([{"name": task, **left} for task, left in aside.items()])
+
+
+def _stated(described: list[dict[str, Any]]) -> list[Stated]:
     found: list[Stated] = []
-    for task in chain_of(store):
+    for task in described:
         ttls = task.get("ttl_s", {})
         for name, state in task["state"].items():
             found.append(

@@ -9,6 +9,7 @@ import click
 from secondpass.app import App
 from secondpass.cli import text
 from secondpass.cli.apps import load_app, shown, writes_to_stdout
+from secondpass.cli.commanding import Meant
 from secondpass.cli.group import HELP
 from secondpass.cli.options import (
     app_argument,
@@ -19,7 +20,7 @@ from secondpass.cli.options import (
     quiet_option,
     workers_option,
 )
-from secondpass.cli.progress import logging_to
+from secondpass.cli.progress import Pauses, logging_to
 from secondpass.cli.run_report import code_of, report_of, say_hints, summary_lines
 from secondpass.cli.shapes import document
 from secondpass.cli.watching import progress_for
@@ -103,12 +104,19 @@ def run(
     stdout_is_data = writes_to_stdout(loaded)
     progress = progress_for(loaded.name, quiet=quiet or as_json, bar=not stdout_is_data)
 
+    pauses = Pauses(progress, Meant(app, store, directory).line("resume"))
+
     def started(hub: Hub) -> None:
         if hub.summary.changes and not as_json:
             progress.write("since the last run:")
             for change in hub.summary.changes:
                 progress.write(f"  {change}")
         progress.started(hub)
+        pauses.look(hub)
+
+    def epoch(hub: Hub) -> None:
+        pauses.look(hub)
+        progress.epoch(hub)
 
     try:
         with progress, logging_to(progress, quiet=quiet):
@@ -125,7 +133,7 @@ def run(
                 accept_output=accept_output,
                 workers=workers,
                 on_start=started,
-                on_epoch=progress.epoch,
+                on_epoch=epoch,
             )
     except TaskFault as fault:
         said = f"{fault}\n  mend it and run again: what precedes is committed, the event is next"

@@ -50,7 +50,9 @@ def report_of(summary: Summary, app: App, sinks: Mapping[str, Any]) -> RunReport
         store=summary.store,
         ended=summary.ended,
         # An epoch without events is a command: a dead letter was sent again or dropped.
-        nothing_new=summary.nothing_new and summary.ended == "end of input" and not summary.epochs,
+        nothing_new=summary.nothing_new
+        and summary.ended == "end of input"
+        and not (summary.epochs or summary.commands),
         events=summary.events_in,
         position=summary.position,
         epochs=summary.epochs,
@@ -64,6 +66,7 @@ def report_of(summary: Summary, app: App, sinks: Mapping[str, Any]) -> RunReport
         acquitted=summary.deaths.acquitted,
         deaths_s=round(summary.deaths.seconds, 3),
         functions=[msgspec.convert(asdict(found), FunctionReport) for found in summary.sources],
+        commands=summary.commands,
         changes=list(summary.changes),
         silent_tasks=summary.silent_tasks,
     )
@@ -204,6 +207,8 @@ def summary_lines(report: RunReport, spec: str) -> list[str]:
     if report.dead_letters:
         found = click.style(text.count(report.dead_letters), fg="yellow")
         rows.append(("dead letters", f"{found}: secondpass dead-letters list {spec}"))
+    if report.commands:
+        rows.append(("commands", f"{text.count(report.commands)}: secondpass history {spec}"))
     if report.workers:
         rows.append(("workers", _workers(report)))
     if report.store is not None:

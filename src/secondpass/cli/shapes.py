@@ -90,6 +90,7 @@ class RunReport(Shape):
     acquitted: Annotated[int, says("events at which a worker ended, and which ran well alone")]
     deaths_s: Annotated[float, says("seconds that such events took, each from the first death to its end")]
     functions: Annotated[list[FunctionReport], says("the functions that are sources")]
+    commands: Annotated[int, says("to the chain or the app, done in this run")]
     changes: Annotated[list[str], says("how the chain differs from that of the run before")]
     silent_tasks: Annotated[list[str], says("tasks that dropped everything")]
 
@@ -199,13 +200,111 @@ class StoreReport(Shape):
     started: Annotated[float | None, says("when the last run began, seconds since 1970")] = None
     committed: Annotated[float | None, says("when something was committed last")] = None
     size_bytes: int = 0
+    paused: Annotated[bool, says("it takes no records until somebody resumes it")] = False
     chain: list[str] = []
+    stopped: Annotated[list[str], says("tasks of the chain that events pass by")] = []
     tasks: list[TaskReport] = []
     streams: list[StreamReport] = []
     sources: list[SourceReport] = []
     functions: Annotated[list[FunctionReport], says("the functions that are sources")] = []
     dead_letters: Annotated[dict[str, int], says("by status: open, sent, dropped")] = {}
-    commands_waiting: Annotated[int, says("retries and drops that no run has done yet")] = 0
+    commands_waiting: Annotated[int, says("commands that no run has done yet")] = 0
+
+
+class GivenCommand(Shape):
+    """A command to a task or an app, and what became of it."""
+
+    store: str
+    command: Literal[
+        "start", "stop", "set", "add", "remove", "replace", "drop", "pause", "resume", "end"
+    ]  # fmt: skip
+    task: Annotated[str | None, says("null for a command to the app")]
+    outcome: Annotated[
+        Literal["done", "asked for", "left for the next run", "nothing runs"],
+        says("`asked for`: the running app does it, and nobody waited"),
+    ]
+    position: Annotated[int | None, says("its place in the stream; null where it is not done yet")]
+    undo: Annotated[str | None, says("the command that undoes it; null where there is none")]
+
+
+class ChainTask(Shape):
+    """A task of the chain."""
+
+    place: Annotated[int, says("in the chain, from 1")]
+    name: str
+    stopped: bool
+    settings: dict[str, Any]
+    file_settings: Annotated[dict[str, Any], says("those that a command changed, as the app's file has them")]
+    added: Annotated[bool, says("by a command: the file did not have it at the last start")]
+    size_bytes: Annotated[int, says("what it remembers, in the store")]
+
+
+class AsideTask(Shape):
+    """A task that has left the chain, and what it put aside for its return."""
+
+    name: str
+    state: list[str]
+    size_bytes: int
+
+
+class TaskList(Shape):
+    """`task list`."""
+
+    app: str | None
+    store: str
+    running: bool
+    paused: bool
+    tasks: Annotated[list[ChainTask], says("in their order")]
+    removed: Annotated[list[str], says("tasks of the app's file that a command has taken out")]
+    aside: list[AsideTask]
+
+
+class ExportedCell(Shape):
+    """One cell; a value has one, without a key, or none where it was never assigned."""
+
+    key: Any
+    value: Any
+    written: Annotated[
+        float | None, says("the stream's time when it was assigned; null without a time to live")
+    ]
+
+
+class ExportedState(Shape):
+    """A table or a value, with all that it holds."""
+
+    name: str
+    kind: Literal["table", "value"]
+    key: Annotated[str | None, says("its declared type; null for a value")]
+    value: str
+    ttl_s: float | None
+    cells: Annotated[list[ExportedCell], says("that have not expired, in key order")]
+
+
+class TaskExport(Shape):
+    """`task export`: what a task remembers."""
+
+    app: str | None
+    task: str
+    position: Annotated[int, says("records taken")]
+    time: Annotated[float | None, says("the stream's time, seconds")]
+    aside: Annotated[bool, says("the task has left the chain")]
+    state: list[ExportedState]
+
+
+class HistoryLine(Shape):
+    """Something that was done to an app: a line of `history --json`."""
+
+    kind: Annotated[
+        Literal["start", "command", "left out", "timetable", "retry", "drop", "verdict"],
+        says("`left out`: a command that was refused; `timetable`: a switch that changed nothing"),
+    ]
+    position: int
+    at: Annotated[float | None, says("seconds since 1970; null where the store does not know")]
+    by: str | None
+    task: str | None
+    what: Annotated[str, says("in words")]
+    reason: Annotated[str, says("why it was done, or left out")]
+    details: Annotated[Any, says("all that the store keeps of it")]
 
 
 class StatusReport(Shape):
@@ -410,7 +509,17 @@ DOCUMENTS: dict[str, tuple[type[Shape], ...]] = {
     "check": (CheckReport,),
     "schedule": (ScheduleReport,),
     "explain": (ExplainReport,),
+    "task list": (TaskList,),
+    **{
+        f"task {name}": (GivenCommand,)
+        for name in ("start", "stop", "set", "add", "remove", "replace", "drop")
+    },
+    "task export": (TaskExport,),
+    "pause": (GivenCommand,),
+    "resume": (GivenCommand,),
+    "stop": (GivenCommand,),
     "status": (StatusReport,),
+    "history": (HistoryLine,),
     "outputs": (OutputLine,),
     "dead-letters list": (LetterList,),
     "dead-letters show": (Letter,),

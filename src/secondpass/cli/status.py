@@ -92,7 +92,9 @@ def report_of(directory: Path) -> StoreReport:
             started=starts[-1] if starts else None,
             committed=_committed(directory),
             size_bytes=sum(p.stat().st_size for p in _files(directory)),
+            paused=progress.paused,
             chain=chain,
+            stopped=[task["name"] for task in chain_of(store) if task.get("stopped")],
             tasks=[
                 _task(name, progress.tallies[name], progress.places.get(name))
                 for name in chain
@@ -205,7 +207,8 @@ def _list(reports: list[StoreReport]) -> list[str]:
 
 
 def _state(report: StoreReport) -> str:
-    return "at rest" if report.running is None else f"running ({report.running.pid})"
+    found = "at rest" if report.running is None else f"running ({report.running.pid})"
+    return f"{found}, paused" if report.paused else found
 
 
 def _since(at: float | None) -> str:
@@ -219,8 +222,19 @@ def _details(report: StoreReport) -> list[str]:
         if running is None
         else f"running: process {running.pid} on {running.host} since {running.since}"
     )
-    rows = [
-        ("state", click.style(state, fg="green") if running else state),
+    rows = [("state", click.style(state, fg="green") if running else state)]
+    if report.paused:
+        rows.append(
+            (
+                "paused",
+                click.style(
+                    f"it takes no events: secondpass resume {shown(report.file or '')}".rstrip(), fg="yellow"
+                ),
+            )
+        )
+    if report.stopped:
+        rows.append(("stopped", click.style(f"{', '.join(report.stopped)}: events pass by", fg="yellow")))
+    rows += [
         ("events", text.count(report.position)),
         ("stream's time", text.stream_time(report.time)),
         ("last start", _since(report.started)),

@@ -88,7 +88,9 @@ class Terminal(Progress):
         if letters:
             parts.append(text.plural(letters, "dead letter"))
         done = done_of(hub)
-        if done is None:
+        if hub.store.progress.paused:
+            parts.append("paused")
+        elif done is None:
             if not per_s:
                 parts.append("waiting for more; Ctrl-C ends it")
         else:

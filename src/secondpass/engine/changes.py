@@ -200,6 +200,7 @@ class Applied:
         self._given_up: list[Any] = []
         self._new: dict[Any, dict[Any, Any]] = {}
         old = {link.name: link for link in before}
+        self._old = old.get(change.task)
         for link in self.links:
             if link is not old.get(link.name):
                 self._compare_tables(link, old.get(link.name))
@@ -254,7 +255,7 @@ class Applied:
         """What tasks that left have put aside, as the store keeps it."""
         found: dict[str, Any] = dict(store.meta("aside") or {})
         left = self.put_aside.get(self.change.task)
-        if left is not None:
+        if left is not None and left.declared:
             found[self.change.task] = {"state": left.declared, "ttl_s": left.ttl_s}
         elif self.change.kind in ("add", "drop"):
             found.pop(self.change.task, None)
@@ -269,6 +270,9 @@ class Applied:
             found["to"] = {
                 name: described[name] for name in ("class", "module", "code", "settings", "options")
             }
+        if change.kind == "set" and self._old is not None:
+            before, after = describe(self._old.task)["settings"], found["to"]["settings"]
+            found["was"] = {name: value for name, value in before.items() if value != after[name]}
         more = (("before", change.before), ("fresh", change.fresh), ("state", change.state))
         return found | {name: value for name, value in more if value}
 
@@ -314,8 +318,7 @@ class Applied:
             if old is not None:
                 stage.busy_s, stage.number = old.busy_s, old.number
                 stage.verdicts = old.verdicts
-                if same:
-                    stage.recent = old.recent
+                stage.recent = old.recent
             stages.append(stage)
         if found.crew is not None:
             # The workers of the new crew know the tasks in this order.

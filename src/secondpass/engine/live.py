@@ -17,7 +17,7 @@ from secondpass.app import App, as_task
 from secondpass.errors import ChainChanged, SettingsError
 from secondpass.record import Change, error_text
 from secondpass.store.reader import StoreReader
-from secondpass.task import Options, Task, describe, is_task_class, with_options, with_settings
+from secondpass.task import Options, Task, describe, from_plain, is_task_class, with_options, with_settings
 
 Described = dict[str, Any]
 KINDS = {"drop-state": "drop"}
@@ -100,7 +100,7 @@ def task_of(where: str, settings: dict[str, Any], options: Options | None = None
             found = getattr(found, part)
     except Exception as error:
         raise SettingsError(f"there is no {where} here ({error_text(error)})") from error
-    task = found(**settings) if is_task_class(found) else as_task(found)
+    task = found(**from_plain(found, settings)) if is_task_class(found) else as_task(found)
     return task if options is None else with_options(task, options)
 
 

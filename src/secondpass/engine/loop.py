@@ -189,6 +189,10 @@ class Hub:
         self.store.commit(progress, deltas, [], [], [entry], chain=new)
         failpoint("command.after")
         self.summary.position = progress.position
+        if refusal is None:
+            self.summary.commands += 1
+            told = f"{entry[1]['asked']} {entry[1]['task']}".strip()
+            logging.getLogger("secondpass").info("position %d: %s", before.position, told)
         self.commands.done(before.position, refusal)
 
     # ---- 1. take

@@ -70,6 +70,8 @@ class Summary:
     """The functions that are sources."""
     signal: int | None = None
     """The signal that asked to stop, if one did."""
+    commands: int = 0
+    """So many commands to the chain or the app were done."""
     changes: list[str] = field(default_factory=list[str])
 
     @property

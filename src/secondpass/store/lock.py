@@ -159,6 +159,20 @@ def _is_alive(pid: int, started: Any) -> bool:
     return now is not None and isinstance(started, float) and abs(now - started) < _SHIFT_S
 
 
+def has_gone(holder: dict[str, Any]) -> bool:
+    """Whether the process that held a lock has ended; one on another machine counts as gone."""
+    import psutil
+
+    pid = holder.get("pid")
+    if holder.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return True
+    try:
+        found = psutil.Process(pid)
+        return found.status() == psutil.STATUS_ZOMBIE or not _is_alive(pid, holder.get("started"))
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _is_stopped(pid: int) -> bool:
     """Whether a process was stopped (SIGSTOP, a debugger): it cannot answer."""
     import psutil

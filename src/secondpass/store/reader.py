@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -205,12 +205,14 @@ class StoreReader:
             if last != self.progress.history:
                 raise damaged("history is missing")
 
-    def recent_history(self, count: int) -> list[tuple[int, str, Any]]:
-        """The newest entries of the history, the newest first."""
+    def recent_history(self, count: int | None, *, without: Sequence[str] = ()) -> list[tuple[int, str, Any]]:
+        """The newest entries of the history (all, where no number is given), the newest first; not those `without`."""
         with self.snapshot(), reading(self.directory):
             found: list[tuple[int, str, Any]] = []
             for number, position, kind, body, stored in self._db.execute(
-                "SELECT id, position, kind, body, crc FROM history ORDER BY id DESC LIMIT ?", (count,)
+                f"SELECT id, position, kind, body, crc FROM history "
+                f"WHERE kind NOT IN ({', '.join('?' * len(without))}) ORDER BY id DESC LIMIT ?",
+                (*without, -1 if count is None else count),
             ):
                 check(f"history {number}", stored, body, number, position, kind)
                 found.append((position, kind, unpack(body)))
@@ -275,6 +277,16 @@ class StoreReader:
         for table, state in states.items():
             if last[table] != state.last:
                 raise damaged(f"delta {state.last} is missing")
+
+    def sizes(self) -> dict[Name, int]:
+        """How many bytes of the database each table and value takes, none of them read."""
+        with self.snapshot(), reading(self.directory):
+            states = self.progress.tables
+            found = {number: state.bytes for number, state in states.items()}
+            for table, number, size in self._db.execute("SELECT tbl, id, length(body) FROM deltas"):
+                if table in states and number > states[table].folded:
+                    found[table] += size
+            return {name: found.get(number, 0) for name, number in self.tables().items()}
 
     # ---- outputs and dead letters
 

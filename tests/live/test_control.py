@@ -1,0 +1,117 @@
+"""`Control`, as users call it: whatever settings there are, wherever the app's store is, whatever came before."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_app import Count, First, Seen, seen
+from test_commands import Fed
+
+from secondpass import App, Task
+from secondpass.control import Control
+from secondpass.errors import StoreError
+
+
+class Many(Task[Seen]):
+    """Settings of kinds that JSON does not have, or that are called as an argument is."""
+
+    since: datetime.datetime = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    day: datetime.date = datetime.date(2020, 1, 1)
+    span: datetime.timedelta = datetime.timedelta(seconds=1)
+    mark: bytes = b"m"
+    days: tuple[datetime.date, ...] = ()
+    text: str = "t"
+    wait: float | None = None
+    reason: str = ""
+
+    def handle(self, event: Seen) -> Seen:
+        told = f"{self.since:%Y} {self.day} {self.span} {self.mark!r} {self.days} {self.text} {self.wait} {self.reason}"
+        return event.replace(by=told)
+
+
+GIVEN: dict[str, Any] = {
+    "since": datetime.datetime(2021, 1, 1, tzinfo=datetime.UTC),
+    "day": datetime.date(2022, 2, 2),
+    "span": datetime.timedelta(days=3),
+    "mark": b"\xff",
+    "days": (datetime.date(2023, 3, 3),),
+    "text": "2022-02-02",
+    "wait": 1.5,
+    "reason": "none",
+}
+
+
+def test_settings_of_every_kind_pass_by_another_process_and_stay_after_a_restart(tmp_path: Path) -> None:
+    def run(upto: int) -> str:
+        passed: list[Seen] = []
+        app = App("many", source=seen(upto), tasks=[Many()], sink=passed.append)
+        app.run(store=tmp_path / "store", workers=0)
+        return passed[-1].by
+
+    run(1)
+    control = Control(tmp_path / "store")
+    assert control.set("Many", GIVEN).waits
+    told = run(2)
+    assert told == f"2021 2022-02-02 3 days, 0:00:00 {GIVEN['mark']} {GIVEN['days']} 2022-02-02 1.5 none"
+    assert [e["kind"] for e in control.history()] == ["start", "start", "command"]
+    assert run(3) == told, "they stay"
+
+
+def test_a_command_by_the_app_goes_to_the_store_of_the_run_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secondpass.app._caller_directory", lambda: tmp_path)
+    told: list[Any] = []
+
+    def give() -> None:
+        told.append(app.control.stop("Count"))
+        told.append(app.control.history(1)[0]["asked"])
+
+    source = Fed(1_000, {500: give})
+    app = App("elsewhere", source=source, tasks=[Count()])
+    app.run(store=tmp_path / "other", workers=0)
+    assert (told[0].waits, told[1]) == (False, "stop")
+    with pytest.raises(StoreError, match="there is no store in"):
+        app.control.stop("Count")
+    assert not (tmp_path / ".secondpass").exists()
+
+
+def test_a_run_in_memory_takes_commands_and_keeps_no_history(tmp_path: Path) -> None:
+    told: list[Any] = []
+
+    def give() -> None:
+        told.append(app.control.stop("Count").position)
+        with pytest.raises(StoreError, match="runs in memory"):
+            app.control.history()
+
+    source = Fed(1_000, {500: give})
+    app = App("memory", source=source, tasks=[Count()])
+    summary = app.run(store=None, workers=0)
+    assert summary.commands == 1
+    assert 0 < told[0] < summary.position
+
+
+def test_the_last_events_are_at_hand_for_a_trial_also_after_other_settings_and_other_code(
+    tmp_path: Path,
+) -> None:
+    def give() -> None:
+        control.set("Count", step=2)
+        control.replace(Count(step=3))
+
+    source = Fed(1_000, {500: give})
+    app = App("tried", source=source, tasks=[First(), Count()])
+    control = Control(tmp_path / "store", app)
+    app.run(store=tmp_path / "store", workers=0)
+    changed, replaced = [e for e in control.history() if e["kind"] == "command"]
+    assert changed["was"] == {"step": 1}
+    assert replaced["tried"] > 0
+
+
+def test_the_history_leaves_out_what_was_taken_from_live_sources(tmp_path: Path) -> None:
+    app = App("live", source=[{"n": n} for n in range(10)], tasks=[])
+    app.run(store=tmp_path / "store", workers=0)  # events without a time: each epoch notes the time of intake
+    assert [e["kind"] for e in Control(tmp_path / "store").history()] == ["start"]
+    assert Control(tmp_path / "store").history(5)[0]["position"] == 0
