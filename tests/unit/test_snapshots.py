@@ -14,11 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from secondpass.engine.explain import Explainer
 
 from secondpass import App, Event, Task, table
 from secondpass.amounts import Keep
 from secondpass.engine import snapshots
+from secondpass.engine.explain import Explainer
 from secondpass.engine.snapshots import DIRECTORY, KEPT, Kept, files, least_missed, thin
 from secondpass.errors import NotRepeated
 from secondpass.loading import load
