@@ -132,8 +132,10 @@ def _told(code: CodeType) -> tuple[Any, ...]:
     return (code.co_code, code.co_names, code.co_varnames, tuple(consts))
 
 
-def load_again(app: App) -> App:
-    """The app as its file has it now, beside the one that was loaded before; raises `UsageError` where it has no file.
+def load_again(app: App, file: Path | None = None) -> App:
+    """The app as its file has it now, or as another file has it, beside the one that was loaded before.
+
+    Raises `UsageError` where it has no file.
 
     Tasks are new; event classes that have not changed are those that were there.
     """
@@ -145,8 +147,8 @@ def load_again(app: App) -> App:
     target, _, attribute = app.spec.partition(":")
     first = _loaded_name(app.file) or target
     number = 1 + sum(name.startswith(first + AGAIN) for name in list(sys.modules))
-    module = _import_file(app.file, f"{first}{AGAIN}{number}")
-    found = _pick(module, attribute, app.spec)
+    module = _import_file(file or app.file, f"{first}{AGAIN}{number}")
+    found = _pick(module, attribute if file is None else "", app.spec if file is None else str(file))
     found.spec, found.file = app.spec, app.file
     return found
 

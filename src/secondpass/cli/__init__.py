@@ -8,6 +8,8 @@
     apps.py, places.py  finding the app, finding a store
     reading.py          what a store holds, as plain data
     watching.py         how far a run is: progress.py in lines, terminal.py as a bar
+    explain.py          why an event became what it became, as a tree
+    rehearse.py         what a changed chain would have put out; rehearsal_page.py is its HTML report
     order.py            which events wait for which; picture.py draws it
     <command>.py        one command, or one group of them
 

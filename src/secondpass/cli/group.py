@@ -34,6 +34,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Understand": {
         "explain": ("explain:explain", "Show why an event became what it became."),
+        "rehearse": ("rehearse:rehearse", "Show what a changed chain would have put out."),
     },
     "Look": {
         "status": ("status:status", "Show where an app stands."),

@@ -477,6 +477,64 @@ class ExplainReport(Shape):
     earlier: Annotated[list[ExplainReport], says("`--back`: the records that wrote what was read, and so on")]
 
 
+class StreamDifferenceReport(Shape):
+    """One stream as it was and as it would have been; dead letters count as one."""
+
+    name: str
+    recorded: Annotated[int, says("outputs that were put out")]
+    rehearsed: Annotated[int, says("outputs that would have been")]
+    same: int
+    gone: Annotated[int, says("put out, and not any more")]
+    new: Annotated[int, says("not put out then, and now")]
+    changed: Annotated[int, says("another output at the same position")]
+
+
+class DifferenceReport(Shape):
+    """One output that is gone, new or changed."""
+
+    kind: Literal["gone", "new", "changed"]
+    stream: str
+    position: int
+    time: Annotated[float | None, says("the stream's time there")]
+    event: Annotated[Any, says("the record's own event")]
+    recorded: Annotated[Any, says("null where there was none")]
+    rehearsed: Annotated[Any, says("null where there is none")]
+    explain: Annotated[str, says("the command that explains the recorded decision")]
+
+
+class RateReport(Shape):
+    """How many outputs came over the stream's time."""
+
+    stream: str
+    recorded: Annotated[list[int], says("by bin")]
+    rehearsed: Annotated[list[int], says("by bin")]
+
+
+class RehearsalReport(Shape):
+    """`rehearse`: what a changed chain would have put out, beside what was put out."""
+
+    app: str
+    store: str
+    changes: Annotated[list[str], says("what differs from the chain that ran, in words")]
+    begin: Annotated[int, says("the first position")]
+    end: Annotated[int, says("the position behind the last")]
+    compared_from: Annotated[int, says("the first position whose outputs the store still keeps")]
+    differences: Annotated[int, says("outputs and dead letters that are gone, new or changed")]
+    streams: list[StreamDifferenceReport]
+    first: Annotated[list[DifferenceReport], says("the first of them")]
+    rates_begin: Annotated[float | None, says("the stream's time at which the first bin begins")]
+    rates_width_s: Annotated[float, says("seconds of one bin")]
+    rates: list[RateReport]
+    tasks: Annotated[list[TaskReport], says("of the rehearsed chain")]
+    seconds: float
+    events_per_second: float
+    stopped: Annotated[str | None, says("why a task would have stopped the app, if one would")]
+    repeated: Annotated[
+        int, says("recorded outputs that came out the same with the chain as it was, before the rehearsal")
+    ]
+    notes: list[str]
+
+
 class Finding(Shape):
     """One thing that `doctor` looked at."""
 
@@ -518,6 +576,7 @@ DOCUMENTS: dict[str, tuple[type[Shape], ...]] = {
     "pause": (GivenCommand,),
     "resume": (GivenCommand,),
     "stop": (GivenCommand,),
+    "rehearse": (RehearsalReport,),
     "status": (StatusReport,),
     "history": (HistoryLine,),
     "outputs": (OutputLine,),

@@ -29,10 +29,14 @@ KEPT = 16
 """So many are kept at most."""
 RECORDS_MIN = 20_000
 """Fewer records are run again in no time."""
+RECORDS_MANY = 250_000
+"""So many take seconds to run again: then no interval is waited for, as long as snapshots are cheap."""
 FIRST_S, LAST_S = 2.0, 60.0
 """The interval doubles from the first to the last."""
 SHARE = 0.02
 """The share of one processor's time that goes into snapshots at most."""
+LAST_MOMENT_S = 0.25
+"""So long the end of a run waits at most for the snapshot of its end."""
 _LOOK_S = 0.25
 _NICE = 10
 
@@ -92,7 +96,7 @@ class Snapshots:
         self._wake = threading.Event()
         self._ended = False
         self._interval_s = FIRST_S
-        self._next_s = 0.0
+        self._next_s = self._affordable_s = 0.0
         self._last = max(files(self._directory), default=0)
         for path in self._directory.glob(f"*{PARTIAL}*"):
             path.unlink(missing_ok=True)
@@ -106,11 +110,12 @@ class Snapshots:
             self._wake.set()
 
     def close(self) -> None:
-        """End the thread; what is pinned is still copied, anything else is not finished."""
+        """End the thread, with a snapshot of the end where that takes but a moment."""
         self._ended = True
         self._wake.set()
+        self._thread.join(LAST_MOMENT_S)
         current = self._current
-        if current is not None and not self._pinned:
+        if current is not None:
             current.interrupt()
         self._thread.join()
 
@@ -123,18 +128,24 @@ class Snapshots:
             self._wake.clear()
             while self._pinned:
                 self._take(self._pinned.popleft())
+            if self._due():
+                self._take(None)
             if self._ended:
                 return
-            if time.monotonic() >= self._next_s and self._position() - self._last >= RECORDS_MIN:
-                self._take(None)
+
+    def _due(self) -> bool:
+        records, now = self._position() - self._last, time.monotonic()
+        if records < RECORDS_MIN:
+            return False
+        if self._ended:
+            return True
+        return now >= (self._next_s if records < RECORDS_MANY else self._affordable_s)
 
     def _take(self, moment: Moment | None) -> None:
         began = time.monotonic()
         try:
             if moment is None:
                 moment = self._current = Moment(self._store, self._directory)
-            if self._ended and self._current is moment:
-                return
             self._last = int(moment.copy().stem)
             thin(self._directory, self._keep)
         except (SecondpassError, OSError) as error:
@@ -145,7 +156,8 @@ class Snapshots:
             if moment is not None:
                 moment.close()
             now = time.monotonic()
-            self._next_s = now + max(self._interval_s, (now - began) / SHARE)
+            self._affordable_s = now + (now - began) / SHARE
+            self._next_s = max(now + self._interval_s, self._affordable_s)
             self._interval_s = min(2 * self._interval_s, LAST_S)
 
 

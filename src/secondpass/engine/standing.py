@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from secondpass.app import App
-from secondpass.change import Aside, Link, _with_earlier, changed
+from secondpass.change import Aside, Link, _with_earlier, changed, times_to_live
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.live import Described, recorded_change, task_of
 from secondpass.engine.replay import Base, Commanded, Restarted
@@ -33,24 +33,31 @@ class Standing:
         snapshot = base.snapshot
         if snapshot is None:
             return
-        described: list[Described] = snapshot.meta("chain") or []
-        tasks = tuple(task_for(one, app, base.position) for one in described)
+        chain: list[Described] = snapshot.meta("chain") or []
+        described = [(one, task) for one in chain if (task := self._task(one, base.position)) is not None]
         try:
-            cells = snapshot.load(codecs_of(tasks))
+            cells = snapshot.load(codecs_of(tuple(task for _, task in described)))
         except Unreadable as error:
             raise NotRepeated(
                 f"the state of {'.'.join(error.name)} at position {base.position} is not of the type that is declared now "
                 f"({error.why})"
             ) from error
-        for one, task in zip(described, tasks, strict=True):
-            shape = type(task)._shape
-            tables = {name: cells[task.name, name] for name in shape.tables}
+        for one, task in described:
+            shape, ttl_s = type(task)._shape, times_to_live(task)
+            tables = {
+                name: _living(cells[task.name, name], one["ttl_s"].get(name), ttl_s.get(name), base.now)
+                for name in shape.tables
+            }
             values = {n: cells[task.name, n][None] for n in shape.values if cells[task.name, n]}
             self.links.append(Link(task, tables, values, stopped=one.get("stopped", False)))
         asides: dict[str, Any] = snapshot.meta("aside") or {}
         self.put_aside = {name: Aside(left["state"], left["ttl_s"], {}, {}) for name, left in asides.items()}
 
-    def commanded(self, item: Commanded, now: float) -> Change:
+    def _task(self, described: Described, position: int) -> Task[Any] | None:
+        """The task that stands for the one that ran; None for none."""
+        return task_for(described, self._app, position)
+
+    def commanded(self, item: Commanded, now: float) -> None:
         """Do a command again."""
         came: Described | None = item.details.get("to")
         try:
@@ -63,11 +70,12 @@ class Standing:
             self._bring_back(change.to)
         try:
             self.links = changed(self.links, self.put_aside, change, item.position, now)
+            for link in self.links:
+                link.let_go()
         except ChangeRefused as error:
             raise NotRepeated(
                 f"the command at position {item.position} cannot be done again: {error}"
             ) from error
-        return change
 
     def restarted(self, item: Restarted, now: float) -> None:
         """Go on with the chain of another start; what state it does not have is put aside."""
@@ -79,14 +87,21 @@ class Standing:
             self._move(old, new)
         self.links = []
         for one in item.chain:
-            task = task_for(one, self._app, item.position)
-            self._bring_back(task)
-            try:
-                (link,) = changed([], self.put_aside, Change("add", task.name, task), item.position, now)
-            except ChangeRefused as error:
-                raise NotRepeated(f"the start at position {item.position}: {error}") from error
-            link.stopped = one.get("stopped", False)
-            self.links.append(link)
+            task = self._task(one, item.position)
+            if task is not None:
+                link = self._came(task, item.position, now)
+                link.stopped = one.get("stopped", False)
+                self.links.append(link)
+
+    def _came(self, task: Task[Any], position: int, now: float) -> Link:
+        """A task that comes into the chain, with what it left behind when it was there before."""
+        self._bring_back(task)
+        try:
+            (link,) = changed([], self.put_aside, Change("add", task.name, task), position, now)
+        except ChangeRefused as error:
+            raise NotRepeated(f"the start at position {position}: {error}") from error
+        link.let_go()
+        return link
 
     def _move(self, old: tuple[str, str], new: tuple[str, str] | None) -> None:
         left = self.put_aside.get(old[0])
@@ -134,6 +149,13 @@ class Standing:
     def tasks(self) -> list[Task[Any]]:
         """The tasks of the chain, in order."""
         return [link.task for link in self.links]
+
+
+def _living(cells: dict[Any, Any], ttl_s: float | None, longer_s: float | None, now: float) -> dict[Any, Any]:
+    """Cells without those that have expired and that a longer time to live would bring back."""
+    if ttl_s is None or longer_s is None or longer_s <= ttl_s:
+        return cells
+    return {key: entry for key, entry in cells.items() if now - entry[1] < ttl_s}
 
 
 # ---------------------------------------------------------------- the code that ran

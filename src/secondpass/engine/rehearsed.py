@@ -1,0 +1,186 @@
+"""What is different in a rehearsed chain, and the chain that it makes of the one that ran, at any place in the log.
+
+What the app's file has otherwise than at the last start counts: code, settings, tasks that came or went. Beside that
+stand the settings and the tasks left out that were asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from secondpass.app import App
+from secondpass.change import changed
+from secondpass.engine.compare import _task_changes
+from secondpass.engine.live import Described
+from secondpass.engine.replay import Base, Commanded, Restarted
+from secondpass.engine.standing import Standing, task_for
+from secondpass.errors import ChangeRefused, NotRepeated, SettingsError
+from secondpass.record import Change
+from secondpass.store.reader import StoreReader
+from secondpass.task import FunctionTask, Task, describe, with_settings
+
+
+@dataclass
+class Changes:
+    """What is different in the rehearsed chain."""
+
+    code: dict[str, Task[Any]] = field(default_factory=dict[str, Task[Any]])
+    """By name: tasks with other code than ran last."""
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    """By name: settings that hold throughout."""
+    without: set[str] = field(default_factory=set[str])
+    added: list[tuple[Task[Any], list[str]]] = field(default_factory=list[tuple[Task[Any], list[str]]])
+    """Tasks that the chain did not have, each with the names of those behind it."""
+    told: list[str] = field(default_factory=list[str])
+    """In words."""
+
+    def __bool__(self) -> bool:
+        return bool(self.told)
+
+    def modified(self, task: Task[Any]) -> Task[Any]:
+        """A task with the settings of the rehearsal."""
+        given = self.settings.get(task.name)
+        return with_settings(task, given) if given else task
+
+
+def changes_of(
+    app: App, store: StoreReader, settings: Mapping[str, Mapping[str, Any]], without: Sequence[str]
+) -> Changes:
+    """What an app's chain, some settings and tasks left out make of the chain that a store says ran last.
+
+    What the app's file has otherwise than at the last start counts as a change: code, settings, tasks.
+    """
+    found = Changes()
+    running: list[Described] = store.meta("chain") or []
+    before: list[Described] = store.meta("file") or running
+    was = {one["name"]: one for one in before}
+    names = [task.name for task in app.tasks]
+    for at, task in enumerate(app.tasks):
+        here = describe(task)
+        old = was.get(task.name)
+        if old is None:
+            found.added.append((task, names[at + 1 :]))
+            found.told.append(f"task {task.name} added")
+            continue
+        found.told += _task_changes(task.name, old, here)
+        if here["code"] != old["code"]:
+            found.code[task.name] = task
+        elif not isinstance(task, FunctionTask):
+            for name, value in here["settings"].items():
+                if old["settings"].get(name) != value:
+                    found.settings.setdefault(task.name, {})[name] = getattr(task, name)
+    known = {*names, *(one["name"] for one in running)}
+    gone = [name for name in was if name not in names]
+    for name in [*gone, *without]:
+        if name not in known and name not in was:
+            raise SettingsError(f"the chain has no task {name}; it has: {', '.join(sorted(known))}")
+        found.without.add(name)
+        found.told.append(f"without task {name}")
+    for name, given in settings.items():
+        _set(found, app, running, name, given)
+    return found
+
+
+def _set(found: Changes, app: App, running: list[Described], name: str, given: Mapping[str, Any]) -> None:
+    described = next((one for one in running if one["name"] == name), None)
+    tasks = {task.name: task for task in app.tasks}
+    if described is None and name not in tasks:
+        have = ", ".join(dict.fromkeys([*tasks, *(one["name"] for one in running)]))
+        raise SettingsError(f"the chain has no task {name}; it has: {have}")
+    task = tasks.get(name)
+    if task is None:
+        assert described is not None
+        task = task_for({**described, "stopped": True}, app, 0)
+    before = (described or describe(task))["settings"]
+    after = with_settings(task, given)  # raises for what does not fit
+    for setting in given:
+        now = describe(after)["settings"][setting]
+        if before.get(setting) != now:
+            found.told.append(f"{name}.{setting}: {before.get(setting)!r} -> {now!r}")
+    if name in found.code:
+        found.code[name] = with_settings(found.code[name], given)
+    found.settings.setdefault(name, {}).update(given)
+    found.added = [(with_settings(t, given) if t.name == name else t, behind) for t, behind in found.added]
+
+
+class Rehearsed(Standing):
+    """The chain as it would have been: as the log says it was, with the changes in it from `begin` on."""
+
+    def __init__(self, app: App, base: Base, changes: Changes, *, begun: bool) -> None:
+        self._changes = changes
+        self.begun = begun
+        self.left_out: list[str] = []
+        """Recorded commands that mean nothing to the changed chain."""
+        super().__init__(app, base)
+        if begun:
+            self._add(base.position, base.now)
+
+    def begin(self, position: int, now: float) -> None:
+        """Change the chain here, as commands would."""
+        self.begun = True
+        for link in list(self.links):
+            task = self._standing_for(link.task)
+            if task is None:
+                self._do(Change("remove", link.name), position, now)
+            elif task is not link.task:
+                self._do(Change("replace", link.name, task), position, now)
+        self._add(position, now)
+
+    def restarted(self, item: Restarted, now: float) -> None:
+        super().restarted(item, now)
+        if self.begun:
+            self._add(item.position, now)
+
+    def commanded(self, item: Commanded, now: float) -> None:
+        if not self.begun:
+            super().commanded(item, now)
+            return
+        name, kind = item.details["task"], item.details["asked"]
+        came: Described | None = item.details.get("to")
+        if name in self._changes.without or (came is not None and name in self._changes.code):
+            self.left_out.append(f"position {item.position}: {kind} {name}")
+            return
+        try:
+            super().commanded(item, now)
+        except (NotRepeated, ChangeRefused) as error:
+            self.left_out.append(f"position {item.position}: {kind} {name} ({error})")
+            return
+        for at, link in enumerate(self.links):
+            task = self._changes.modified(link.task)
+            if task is not link.task and describe(task)["settings"] != describe(link.task)["settings"]:
+                (twin,) = changed([link], {}, Change("set", link.name, task), item.position, now)
+                twin.let_go()
+                self.links[at] = twin
+
+    def _task(self, described: Described, position: int) -> Task[Any] | None:
+        if not self.begun:
+            return super()._task(described, position)
+        name = described["name"]
+        if name in self._changes.without:
+            return None
+        if name in self._changes.code:
+            return self._changes.code[name]
+        task = super()._task(described, position)
+        return None if task is None else self._changes.modified(task)
+
+    def _standing_for(self, task: Task[Any]) -> Task[Any] | None:
+        if task.name in self._changes.without:
+            return None
+        return self._changes.code.get(task.name) or self._changes.modified(task)
+
+    def _add(self, position: int, now: float) -> None:
+        for task, behind in self._changes.added:
+            names = [link.name for link in self.links]
+            if task.name not in names:
+                at = next((names.index(name) for name in behind if name in names), len(names))
+                self.links.insert(at, self._came(task, position, now))
+
+    def _do(self, change: Change, position: int, now: float) -> None:
+        try:
+            self.links = changed(self.links, self.put_aside, change, position, now)
+            for link in self.links:
+                link.let_go()
+        except ChangeRefused as error:
+            raise NotRepeated(f"the chain cannot be changed at position {position}: {error}") from error

@@ -1,0 +1,302 @@
+"""`rehearse`: what a changed chain would have put out, as text, JSON and a page."""
+
+import hashlib
+import html.parser
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secondpass.cli.shapes import RehearsalReport
+
+SUPPRESS = """
+class Suppress(Task[Seen]):
+    window_s: float = 3.0
+    last = table(int, float, ttl_s="window_s")
+
+    def handle(self, event: Seen) -> Seen | None:
+        was = self.last.get(event.cid)
+        self.last[event.cid] = event.time
+        if event.cid == 9:
+            raise ValueError("nine")
+        return event if was is None else None
+
+
+def mark(event: Seen) -> Seen:
+    return event.replace(cid=event.cid + 100)
+
+
+app = App(
+    "suppress", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Suppress(), mark],
+    sink=JsonLines(HERE / "out.jsonl"),
+)
+"""
+
+
+@pytest.fixture
+def ran(project, command):
+    """An app that ran over ten events a second apart."""
+    project.write("app.py", SUPPRESS)
+    project.seen(1, 2, 1, 9, 1, 2, 3, 3, 1, 2)
+    assert command("run", "app.py", "-q").code == 0
+    return project
+
+
+def append(ran, line: str) -> None:
+    with (ran.folder / "in.jsonl").open("a") as file:
+        file.write(line)
+
+
+def told(command, *arguments: str) -> RehearsalReport:
+    done = command("rehearse", "app.py", "--json", *arguments)
+    assert done.code == 0, done.err
+    return done.document(RehearsalReport)
+
+
+def counts(report: RehearsalReport) -> dict[str, tuple[int, ...]]:
+    return {s.name: (s.recorded, s.rehearsed, s.same, s.gone, s.new, s.changed) for s in report.streams}
+
+
+# ---------------------------------------------------------------- what differs
+
+
+def test_an_unchanged_chain_shows_no_difference(ran, command) -> None:
+    done = command("rehearse", "app.py")
+    assert done.code == 0
+    assert done.out.splitlines()[0] == "suppress: positions 0 to 9 rehearsed, unchanged"
+    assert "no difference" in done.out
+    assert counts(told(command)) == {"main": (6, 6, 6, 0, 0, 0), "dead letters": (1, 1, 1, 0, 0, 0)}
+
+
+def test_another_setting_is_shown_with_what_it_changes(ran, command) -> None:
+    out = command("rehearse", "app.py", "--set", "Suppress.window_s=5").out
+    head, _, tail = out.partition("main over time")
+    assert head == (
+        "suppress: positions 0 to 9 rehearsed with\n"
+        "  Suppress.window_s: 3.0 -> 5.0\n"
+        "\n"
+        "stream        put out  rehearsed  same  gone  new  changed\n"
+        "main                6          3     3     3    0        0\n"
+        "dead letters        1          1     1     0    0        0\n"
+        "\n"
+    )
+    assert (
+        "the differences:\n"
+        '  gone at position 5, 5 s: {"cid":102,"time":5.0}\n'
+        "    secondpass explain app.py 5\n"
+        '  gone at position 8, 8 s: {"cid":101,"time":8.0}\n'
+        "    secondpass explain app.py 8\n"
+        '  gone at position 9, 9 s: {"cid":102,"time":9.0}\n'
+        "    secondpass explain app.py 9\n"
+    ) in tail
+
+
+def test_the_events_of_the_differences_can_be_explained(ran, command) -> None:
+    found = told(command, "--set", "Suppress.window_s=5")
+    arguments = found.first[0].explain.split()
+    assert arguments[0] == "secondpass"
+    assert "position 5" in command(*arguments[1:]).out
+
+
+def test_outputs_that_are_others_count_as_changed_and_one_task_less_can_be_tried(ran, command) -> None:
+    found = told(command, "--without", "mark")
+    assert counts(found)["main"] == (6, 6, 0, 0, 0, 6)
+    assert (found.first[0].recorded["cid"], found.first[0].rehearsed["cid"]) == (101, 1)
+    assert [t.name for t in found.tasks] == ["Suppress"]
+    assert '    now {"cid":1,"time":0.0}' in command("rehearse", "app.py", "--without", "mark").out
+
+
+def test_a_changed_file_is_rehearsed_before_it_runs(ran, command) -> None:
+    path = ran.folder / "app.py"
+    path.write_text(path.read_text().replace("event.cid == 9", "event.cid == 3").replace("+ 100", "+ 200"))
+    found = told(command)
+    assert found.changes == ["Suppress: new code", "mark: new code"]
+    assert counts(found)["dead letters"] == (1, 2, 0, 1, 2, 0)
+    assert "the code that ran is not there any more" in found.notes[0]
+
+
+def test_another_files_chain_is_rehearsed_over_the_same_log(ran, command) -> None:
+    text = (ran.folder / "app.py").read_text()
+    (ran.folder / "next.py").write_text(text.replace("return event if was is None else None", "return event"))
+    found = told(command, "--code", "next.py")
+    assert found.changes == ["Suppress: new code"]
+    assert counts(found)["main"] == (6, 9, 6, 0, 3, 0)
+
+
+def test_a_part_of_the_log_begins_with_the_state_that_there_was(ran, command) -> None:
+    found = told(command, "--from", "6", "--to", "9", "--set", "Suppress.window_s=5")
+    assert (found.begin, found.end) == (6, 9)
+    assert counts(found)["main"] == (2, 1, 1, 1, 0, 0)
+    assert told(command, "--from", "6.0", "--to", "9.0", "--set", "Suppress.window_s=5").first == found.first
+    assert told(command, "--from", "1970-01-01T00:00:06Z").begin == 6
+
+
+def test_what_was_set_while_it_ran_is_rehearsed_too(ran, command) -> None:
+    append(ran, '{"cid": 4, "time": 10.0}\n')
+    path = ran.folder / "app.py"
+    path.write_text(path.read_text().replace("tasks=[Suppress()", "tasks=[Suppress(window_s=9.0)"))
+    assert command("run", "app.py", "-q").code == 0
+    append(ran, '{"cid": 3, "time": 11.0}\n')
+    assert command("run", "app.py", "-q").code == 0
+    assert told(command).differences == 0
+    # The setting of the rehearsal holds throughout.
+    assert counts(told(command, "--set", "Suppress.window_s=3"))["main"] == (7, 8, 7, 0, 1, 0)
+
+
+def test_a_difference_where_nothing_was_changed_is_an_error(ran, command) -> None:
+    path = ran.folder / "in.jsonl"
+    path.write_text(path.read_text().replace('"cid": 2', '"cid": 5', 1))
+    done = command("rehearse", "app.py")
+    assert done.code == 1
+    assert "nothing was changed, and yet it differs" in done.out
+    done = command("rehearse", "app.py", "--set", "Suppress.window_s=5")
+    assert (done.code, done.out) == (1, "")
+    assert "run again it is" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "Suppress"], "write TASK.SETTING=VALUE"),
+        (["--set", "Other.x=1"], "the chain has no task Other; it has: Suppress, mark"),
+        (["--set", "Suppress.widow_s=1"], "Suppress has no setting 'widow_s'; its settings: window_s"),
+        (["--set", 'Suppress.window_s="long"'], "Suppress(window_s='long')"),
+        (["--without", "Other"], "the chain has no task Other"),
+        (["--from", "soon"], "soon: write a position"),
+        (["--from", "9", "--to", "3"], "there is nothing from position 9 to 2"),
+        (["--code", "none.py"], "none.py"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_said(ran, command, arguments: list[str], said: str) -> None:
+    done = command("rehearse", "app.py", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+def test_the_live_store_is_only_read(ran, command) -> None:
+    def hashes() -> dict[str, str]:
+        return {
+            str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(Path(ran.folder).rglob("*"))
+            if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(("-shm", "-wal"))
+        }
+
+    before = hashes()
+    assert command("rehearse", "app.py", "--set", "Suppress.window_s=5", "--workers", "2").code == 0
+    assert hashes() == before
+
+
+def test_workers_give_the_same(ran, command) -> None:
+    options = ("--set", "Suppress.window_s=5", "--json")
+    one = json.loads(command("rehearse", "app.py", "--workers", "0", *options).out)
+    two = json.loads(command("rehearse", "app.py", "--workers", "2", *options).out)
+    for report in (one, two):
+        del report["seconds"], report["events_per_second"]
+    assert one == two
+
+
+# ---------------------------------------------------------------- the page
+
+
+EMPTY = ("meta", "br", "line", "path")
+
+
+class Page(html.parser.HTMLParser):
+    """What a page consists of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert tag in EMPTY or self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def report(ran, command) -> Path:
+    append(ran, '{"cid": 4, "time": 20.0}\n')
+    command("run", "app.py", "-q")
+    done = command("rehearse", "app.py", "--set", "Suppress.window_s=5", "--html", "report.html")
+    assert done.code == 0
+    assert "the report is in report.html" in done.err
+    return ran.folder / "report.html"
+
+
+def test_the_page_is_whole_and_needs_nothing_beside_it(report: Path) -> None:
+    page = Page()
+    page.feed(report.read_text())
+    assert page.open == []
+    names = [tag for tag, _ in page.tags]
+    assert not {"script", "link", "img", "iframe"} & set(names)
+    assert not [a for _, attrs in page.tags for a in attrs if a in ("src", "href", "style", "onclick")]
+    assert "url(" not in report.read_text()
+    assert names.count("svg") == 2
+    assert "prefers-color-scheme: dark" in report.read_text()
+    assert "Suppress.window_s: 3.0 -> 5.0" in page.text
+    assert "secondpass explain app.py 8" in page.text
+
+
+def test_what_events_hold_is_no_markup(ran, command) -> None:
+    ran.write(
+        "named.py",
+        """
+        class Named(Event):
+            name: str
+
+        def keep(event: Named) -> Named | None:
+            return None if event.name.startswith("x") else event
+
+        app = App("named", source=JsonLines(HERE / "named.jsonl", Named), tasks=[keep])
+        """,
+    )
+    ran.events([{"name": "<script>alert(1)</script>"}, {"name": "x"}], "named.jsonl")
+    assert command("run", "named.py", "-q").code == 0
+    assert command("rehearse", "named.py", "--without", "keep", "--html", "report.html").code == 0
+    (ran.folder / "named.py").write_text((ran.folder / "named.py").read_text().replace('"x"', '"<"'))
+    assert command("rehearse", "named.py", "--html", "report.html").code == 0
+    text = (ran.folder / "report.html").read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+
+
+def browse(page: Path, *options: str) -> str:
+    assert BROWSER is not None
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=2000", *options, page.as_uri()],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_page(report: Path) -> None:
+    page = Page()
+    page.feed(browse(report, "--dump-dom"))
+    assert page.open == []
+    assert "3 differences" in page.text
+    assert [attrs.get("id") for tag, attrs in page.tags if tag == "table" and "id" in attrs] == [
+        "streams",
+        "first",
+    ]
+    picture = report.parent / "page.png"
+    browse(report, f"--screenshot={picture}", "--window-size=900,1400")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 20_000
