@@ -26,6 +26,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 WORKERS_MAX = 1024
 MAIN = "main"
 """The name of the stream of what the chain passes."""
+LATE = "late"
+"""The name of the stream of events that came too late for a source that is put in order."""
 
 Streams = dict[str, tuple[str, ...]]
 """The output streams of a chain, and who writes to each."""
@@ -61,7 +63,7 @@ class App:
     that may run tasks beside this one (default: the cores that this process may use; 0: none). `timetables` start and
     stop tasks by the clock. `keep_snapshots` bounds the snapshots of its state from which decisions are explained and
     rehearsed (None: none are taken). `ticks=False` lets time stand while a followed stream is idle, so that timers wait
-    for the next event. Raises
+    for the next event. Events that are more than `max_ahead_s` ahead of the clock when they come are set aside. Raises
     `DefinitionError` for what cannot work, before anything runs.
     """
 
@@ -79,6 +81,7 @@ class App:
         keep_log: str | Sequence[str] | None = None,
         keep_snapshots: str | Sequence[str] | None = ("30d", "1GB"),
         ticks: bool = True,
+        max_ahead_s: float | None = None,
     ) -> None:
         if not name or name[0] in "_.-" or not _NAME_LETTERS.issuperset(name):
             raise DefinitionError(
@@ -98,6 +101,9 @@ class App:
         self.workers = checked_workers(workers)
         self.timetables = tuple(timetables)
         self.ticks = ticks
+        if max_ahead_s is not None and (type(max_ahead_s) not in (int, float) or not 0 <= max_ahead_s < 1e11):
+            raise DefinitionError(f"App({name!r}, max_ahead_s={max_ahead_s!r}): write a number of seconds")
+        self.max_ahead_s = max_ahead_s
         self._check_timetables()
         self.keep_log = None if keep_log is None else Keep.of(keep_log)
         self.feeders: tuple[Feeder, ...] = ()
@@ -114,7 +120,12 @@ class App:
     @property
     def streams(self) -> Streams:
         """Every output stream with the tasks that write to it, `main` first."""
-        return streams_of(self.tasks)
+        return {**streams_of(self.tasks), **({LATE: ()} if self._has_late else {})}
+
+    @property
+    def _has_late(self) -> bool:
+        """Whether a source is put in order, so that events may come too late."""
+        return any(LATE in getattr(source, "outputs", ()) for source in self.sources)
 
     @overload
     def source(self, function: F, /) -> F: ...
@@ -273,10 +284,11 @@ class App:
                     f"the named outputs of this chain: {have}"
                 )
         for task in self.tasks:
-            if MAIN in type(task)._shape.outputs:
-                raise DefinitionError(
-                    f"{task.name}: an output cannot be called {MAIN!r}; choose another name"
-                )
+            for taken in (MAIN, LATE) if self._has_late else (MAIN,):
+                if taken in type(task)._shape.outputs:
+                    raise DefinitionError(
+                        f"{task.name}: an output cannot be called {taken!r}; choose another name"
+                    )
 
     def _check_timetables(self) -> None:
         names = [task.name for task in self.tasks]

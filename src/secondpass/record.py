@@ -30,6 +30,19 @@ class Refused(NamedTuple):
     source: str
 
 
+class Late(NamedTuple):
+    """An event that came too late to be put in order: it goes to the output `late`; time does not move."""
+
+    event: Any
+
+
+class Ahead(NamedTuple):
+    """An event that was too far ahead of the clock at intake, as decided then; it is set aside, and time does not move."""
+
+    event: Any
+    reason: str
+
+
 class Firing(Event):
     """Stands for the event of a timer's call, where that failed: in its dead letter, and where that is sent again."""
 

@@ -19,15 +19,17 @@ from itertools import count
 from operator import itemgetter
 from typing import Any
 
-from secondpass.app import MAIN
+from secondpass.app import LATE, MAIN
 from secondpass.change import Aside, Link, changed, plain_state
 from secondpass.errors import TaskError, TaskStopped
 from secondpass.event import time_reader
 from secondpass.record import (
     INTAKE,
+    Ahead,
     Change,
     DeadLetter,
     Firing,
+    Late,
     Refused,
     Retry,
     Tick,
@@ -100,7 +102,7 @@ def run(
 ) -> Result:
     """What `log` means to the chain `tasks`.
 
-    Records are events, `Refused`, `Retry`, `Tick` or `Change`; a record's position is its index, not counting
+    Records are events, `Refused`, `Ahead`, `Late`, `Retry`, `Tick` or `Change`; a record's position is its index, not counting
     the `Verdict`s among them. An event without a `time` gets `intake_time`.
     """
     chain = [Link(task) for task in tasks]
@@ -231,6 +233,10 @@ def run(
             if isinstance(record, Refused):
                 reason, raw, offset, source = record
                 dead_letters.append(DeadLetter(position, INTAKE, reason, "", None, raw, offset, source))
+            elif isinstance(record, Ahead):
+                dead_letters.append(DeadLetter(position, INTAKE, record.reason, "", record.event))
+            elif isinstance(record, Late):
+                streams.setdefault(LATE, []).append(record.event)
             elif isinstance(record, Retry):
                 names = [link.name for link in chain]
                 # A task that has gone: from the start.

@@ -12,19 +12,19 @@ What the contract promises to the rest:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
 
-from secondpass.record import Refused
+from secondpass.record import Late, Refused
 
 
 class Batch:
     """Consecutive records of one source.
 
     `events` are the decoded ones; `origin[i]` is the index of `events[i]` among the batch's `count`
-    records; `refused` maps the remaining indexes to what is wrong there. `offset` is where the reader
+    records; `refused` maps the remaining indexes to what is wrong there, or to what came too late. `offset` is where the reader
     stands after the batch: plain msgpack data that `Source.open` takes.
     """
 
@@ -37,13 +37,13 @@ class Batch:
         *,
         count: int | None = None,
         origin: Sequence[int] | None = None,
-        refused: dict[int, Refused] | None = None,
+        refused: Mapping[int, Refused | Late] | None = None,
     ) -> None:
         self.events = events
         self.offset = offset
         self.count = len(events) if count is None else count
         self.origin: Sequence[int] = range(len(events)) if origin is None else origin
-        self.refused: dict[int, Refused] = refused or {}
+        self.refused: Mapping[int, Refused | Late] = refused or {}
 
 
 class Reader(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
-from secondpass.app import MAIN, Streams, streams_of
+from secondpass.app import LATE, MAIN, Streams, streams_of
 from secondpass.change import Aside, Link
 from secondpass.engine.crew import Crew
 from secondpass.engine.epoch import Epoch, Outcome, Where, path_of
@@ -16,7 +16,7 @@ from secondpass.engine.placement import Placement
 from secondpass.engine.stage import Again, Cut, Passed, Stage
 from secondpass.engine.summary import merge_tally
 from secondpass.engine.timed import Timed
-from secondpass.record import INTAKE, DeadLetter, Refused
+from secondpass.record import INTAKE, DeadLetter, Late, Refused
 from secondpass.reference import Tally
 
 Parts = list[tuple[int, list[Passed]]]
@@ -144,9 +144,13 @@ class Chain:
     def _put_out(self, outcome: Outcome, epoch: Epoch, parts: Parts, refused: Iterable[int]) -> None:
         """Add what stages put out beside the chain's own stream, in the order of the plain loop."""
         emitted: dict[str, list[tuple[Where, int, int, Any]]] = {n: [] for n in self.writers if n != MAIN}
-        letters: list[tuple[tuple[int, ...], int, DeadLetter]] = [
-            ((i,), -1, _letter(epoch, i, epoch.refused[i])) for i in refused
-        ]
+        letters: list[tuple[tuple[int, ...], int, DeadLetter]] = []
+        for i in refused:
+            found = epoch.refused[i]
+            if isinstance(found, Late):
+                emitted[LATE].append((i, -1, -1, found.event))
+            else:
+                letters.append(((i,), -1, _letter(epoch, i, found)))
         for depth, found in parts:
             name = self.stages[depth].name
             for passed in found:

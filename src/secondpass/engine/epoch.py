@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from secondpass.engine.overlay import Delta
-from secondpass.record import DeadLetter, Refused, Retry
+from secondpass.record import DeadLetter, Late, Refused, Retry
 from secondpass.reference import Tally
 
 Where = int | tuple[int, ...]
@@ -41,7 +41,7 @@ class Epoch:
     events: list[Any]
     origin: Sequence[int]
     times: list[float]
-    refused: dict[int, Refused | DeadLetter]
+    refused: dict[int, Refused | DeadLetter | Late]
     now: float
     now_after: float
     offsets: list[Any]
@@ -51,6 +51,9 @@ class Epoch:
     """The time that a tick says, where the one record of this epoch is one."""
     dangerous: bool = False
     """Whether it holds an event that has ended its process before."""
+    ahead: list[int] = field(default_factory=list[int])
+    """The records that were too far ahead of the clock, as it stood at `ahead_of`."""
+    ahead_of: float = 0.0
     intake_time: float | None = None
     taken: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     _nows: list[float] | None = None
@@ -107,6 +110,8 @@ class Epoch:
             now_after=max(self.now, max(self.times[:kept], default=self.now)) + 0.0,
             offsets=offsets,
             kinds=self.kinds,
+            ahead=[i for i in self.ahead if i < index],
+            ahead_of=self.ahead_of,
             intake_time=self.intake_time,
             taken=_first(self.taken, index),
         )

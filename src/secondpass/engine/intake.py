@@ -18,7 +18,7 @@ from secondpass.connectors.contract import Batch, Reader
 from secondpass.engine.epoch import Epoch
 from secondpass.errors import InputError
 from secondpass.event import LATEST_TIME_S, event_types, owned, time_reader, times_reader, untyped
-from secondpass.record import INTAKE, DeadLetter, Refused, refuse_time
+from secondpass.record import INTAKE, DeadLetter, Late, Refused, refuse_time
 
 
 class _Feed:
@@ -79,7 +79,10 @@ class _Feed:
             if batch is not None and batch.count:
                 self.batch, self.taken = batch, 0
                 self._by_index = dict(zip(batch.origin, batch.events, strict=True))
-            elif self.following:
+                continue
+            if batch is not None:
+                self.before = batch.offset  # what a source has decided without giving a record
+            if self.following:
                 break  # a finite source only pauses: to go on without it would merge by arrival
         return self.batch is not None
 
@@ -99,7 +102,13 @@ class Intake:
     """The sources of an app, as one sequence of epochs."""
 
     def __init__(
-        self, sources: Sequence[Any], places: list[Any], *, follow: bool, accept: bool = False
+        self,
+        sources: Sequence[Any],
+        places: list[Any],
+        *,
+        follow: bool,
+        accept: bool = False,
+        max_ahead_s: float | None = None,
     ) -> None:
         self._feeds: list[_Feed] = []
         try:
@@ -113,6 +122,9 @@ class Intake:
         self._kinds: set[type] | None = {t for ts in declared for t in ts} if all(declared) else None
         self._readers: dict[type, Any] = {}
         self._latest = -math.inf
+        self._max_ahead_s = max_ahead_s
+        self._clock, self._horizon = 0.0, LATEST_TIME_S
+        """What the clock said when the records at hand came, and the latest time that they may have."""
         self._heads: list[float] = [float("-inf")] * len(self._feeds)
         self._places_before: list[Any] = []
         self._picked: list[int] = []
@@ -125,6 +137,9 @@ class Intake:
         """Up to `limit` records as an epoch: one of no records when none is there now, None at the end."""
         taken: list[tuple[int, int]] = []
         self._places_before = [f.place() for f in self._feeds]
+        if self._max_ahead_s is not None:
+            self._clock = time.time()
+            self._horizon = min(self._clock + self._max_ahead_s, LATEST_TIME_S)
         if len(self._feeds) == 1:
             feed = self._feeds[0]
             batch = feed.read(limit)
@@ -144,10 +159,11 @@ class Intake:
         self, batch: Batch, number: int, first: int, now: float, taken: list[tuple[int, int]]
     ) -> Epoch:
         events, origin = batch.events, batch.origin
-        refused: dict[int, Refused | DeadLetter] = dict(batch.refused)
+        refused: dict[int, Refused | DeadLetter | Late] = dict(batch.refused)
         times, intake_time = self._times(events)
-        if self._latest > LATEST_TIME_S:
-            events, origin, times = self._refuse_times(events, origin, times, refused, first)
+        ahead: list[int] = []
+        if self._latest > self._horizon:
+            events, origin, times = self._refuse_times(events, origin, times, refused, ahead, first)
             self._latest = max(times, default=-math.inf)
         return Epoch(
             number=number,
@@ -161,6 +177,8 @@ class Intake:
             now_after=max(now, self._latest) + 0.0,
             offsets=[f.place() for f in self._feeds],
             kinds=self._kinds if self._kinds is not None else set(map(type, events)),
+            ahead=ahead,
+            ahead_of=self._clock,
             intake_time=intake_time,
             taken=taken,
         )
@@ -197,15 +215,22 @@ class Intake:
         events: list[Any],
         origin: Sequence[int],
         times: list[float],
-        refused: dict[int, Refused | DeadLetter],
+        refused: dict[int, Refused | DeadLetter | Late],
+        ahead: list[int],
         first: int,
     ) -> tuple[list[Any], list[int], list[float]]:
         kept: list[int] = []
         for i, at in enumerate(times):
             reason = refuse_time(at)
-            if reason is None:
+            if reason is None and at <= self._horizon:
                 kept.append(i)
                 continue
+            if reason is None:
+                reason = (
+                    f"`time` is {at!r}, {at - self._clock:.0f} s ahead of the clock, which was at {self._clock:.0f}: more than "
+                    f"max_ahead_s={self._max_ahead_s:g}"
+                )
+                ahead.append(origin[i])
             if first + origin[i] == 0 and LATEST_TIME_S < at < math.inf:
                 # The very first event: the whole stream is in another unit, not one event of it.
                 raise InputError(f"{self._feeds[0].name}: {reason}")
@@ -251,10 +276,12 @@ class Intake:
 
     def _head_time(self, index: int, record: Any) -> float:
         """A record without a usable time keeps its place behind the one before it."""
-        if isinstance(record, Refused):
+        if isinstance(record, (Refused, Late)):
             return self._heads[index]
         at = self._reader(record.__class__)(record)
-        return at if at is not None and refuse_time(at) is None else self._heads[index]
+        if at is None or at > self._horizon or refuse_time(at) is not None:
+            return self._heads[index]
+        return at
 
     def _by_arrival(self, limit: int, taken: list[tuple[int, int]], number: int) -> Batch | None:
         """Whatever each source has now; what was taken is recorded.
@@ -311,6 +338,6 @@ class Intake:
 
 
 def _batch_of(records: list[Any]) -> Batch:
-    refused = {i: r for i, r in enumerate(records) if isinstance(r, Refused)}
+    refused: dict[int, Any] = {i: r for i, r in enumerate(records) if isinstance(r, (Refused, Late))}
     origin = [i for i in range(len(records)) if i not in refused]
     return Batch([records[i] for i in origin], {}, count=len(records), origin=origin, refused=refused)

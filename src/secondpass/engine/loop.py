@@ -318,6 +318,9 @@ class Hub:
             history.append((kind, details))
         if epoch.intake_time is not None:
             history.append(("intake", {"count": epoch.count, "time": epoch.intake_time}))
+        if epoch.ahead:
+            positions = [epoch.first + i for i in epoch.ahead]
+            history.append(("ahead", {"positions": positions, "clock": epoch.ahead_of}))
         if epoch.tick is not None:
             history.append(("tick", {"position": epoch.first, "time": epoch.tick}))
         if epoch.taken:

@@ -85,7 +85,7 @@ def run_app(
         pushing = Pushing(asked_for, opened.directory) if PUSHED in app.sources else None
         sources = sources_of(app, None if pushing is None else pushing.source)
         places = places_of(sources, opened.progress.sources)
-        intake = Intake(sources, places, follow=follow, accept=accept_input)
+        intake = Intake(sources, places, follow=follow, accept=accept_input, max_ahead_s=app.max_ahead_s)
 
         def make_crew(changed: App) -> Crew | None:
             return crew_for(changed, opened, workers, None)
@@ -222,7 +222,7 @@ def start_chain(
     store.start(described, names, comparison.moves, note, app_note, live.file, aside, comparison.expired)
     summary.changes = comparison.changes
     _recall_verdicts(store, stages)
-    return Chain(stages, crew, dict.fromkeys(app.sinks, ()))
+    return Chain(stages, crew, dict.fromkeys([*app.sinks, *app.streams], ()))
 
 
 def _recall_verdicts(store: Store, stages: list[Stage]) -> None:
