@@ -329,7 +329,7 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
     (
         "9: a pausing source is left out of the merge",
         rules.test_rule_9_finite_sources_merge_by_time_then_source_then_offset,
-        changed(intake._Feed, "refill", "elif self.following:", "else:"),
+        changed(intake._Feed, "refill", "if self.following:", "if batch is not None:"),
     ),
     (
         "9: a cut leaves the sources where the epoch ended",

@@ -123,7 +123,7 @@ class Intake:
         self._readers: dict[type, Any] = {}
         self._latest = -math.inf
         self._max_ahead_s = max_ahead_s
-        self._clock, self._horizon = 0.0, LATEST_TIME_S
+        self._came_at, self._horizon = 0.0, LATEST_TIME_S
         """What the clock said when the records at hand came, and the latest time that they may have."""
         self._heads: list[float] = [float("-inf")] * len(self._feeds)
         self._places_before: list[Any] = []
@@ -138,8 +138,8 @@ class Intake:
         taken: list[tuple[int, int]] = []
         self._places_before = [f.place() for f in self._feeds]
         if self._max_ahead_s is not None:
-            self._clock = time.time()
-            self._horizon = min(self._clock + self._max_ahead_s, LATEST_TIME_S)
+            self._came_at = time.time()
+            self._horizon = min(self._came_at + self._max_ahead_s, LATEST_TIME_S)
         if len(self._feeds) == 1:
             feed = self._feeds[0]
             batch = feed.read(limit)
@@ -178,7 +178,7 @@ class Intake:
             offsets=[f.place() for f in self._feeds],
             kinds=self._kinds if self._kinds is not None else set(map(type, events)),
             ahead=ahead,
-            ahead_of=self._clock,
+            ahead_of=self._came_at,
             intake_time=intake_time,
             taken=taken,
         )
@@ -225,16 +225,16 @@ class Intake:
             if reason is None and at <= self._horizon:
                 kept.append(i)
                 continue
-            if reason is None:
+            if reason is None and self._max_ahead_s is not None:
                 reason = (
-                    f"`time` is {at!r}, {at - self._clock:.0f} s ahead of the clock, which was at {self._clock:.0f}: more than "
+                    f"`time` is {at!r}, {at - self._came_at:.0f} s ahead of the clock, which was at {self._came_at:.0f}: more than "
                     f"max_ahead_s={self._max_ahead_s:g}"
                 )
                 ahead.append(origin[i])
             if first + origin[i] == 0 and LATEST_TIME_S < at < math.inf:
                 # The very first event: the whole stream is in another unit, not one event of it.
                 raise InputError(f"{self._feeds[0].name}: {reason}")
-            refused[origin[i]] = DeadLetter(-1, INTAKE, reason, "", events[i])
+            refused[origin[i]] = DeadLetter(-1, INTAKE, reason or "", "", events[i])
         return [events[i] for i in kept], [origin[i] for i in kept], [times[i] for i in kept]
 
     def places_at(self, index: int) -> list[Any]:
