@@ -97,20 +97,29 @@ class Case:
 # ---------------------------------------------------------------- generating
 
 
-def generate(seed: str) -> Case:
-    """The case that a seed means."""
+def generate(seed: str, *, timed: bool = True) -> Case:
+    """The case that a seed means; one that is not `timed` has no timers, and no time that passes without an event."""
     rng = random.Random(seed)
-    chain = tuple(_task(rng, i) for i in range(rng.choice([1, 1, 2, 2, 3, 3, 4, 6])))
+    timers = () if timed else (blocks.Silent, blocks.Regular)
+    kinds = [block for block in blocks.BLOCKS if block not in timers]
+    chain = tuple(_task(rng, i, kinds) for i in range(rng.choice([1, 1, 2, 2, 3, 3, 4, 6])))
     count = rng.choice([0, 1, 3, 10, 20, 30, 40])
-    records = _records(rng, count)
+    # A schedule makes up for each of its moments: where times leap by decades, that never ends.
+    often = any(spec.kind is blocks.Regular for spec in chain)
+    records = _records(rng, count, 900.0 if often else 1632192265.17)
     parts = 1 if rng.random() < 0.7 else rng.randint(2, 3)
     sources: list[list[Any]] = [[] for _ in range(parts)]
     for record in records:
         sources[rng.randrange(parts)].append(record)
-    return Case(chain, tuple(map(tuple, sources)), seed, _ticks(rng, records))
+    return Case(
+        chain,
+        tuple(map(tuple, sources)),
+        seed,
+        _ticks(rng, records, 900.0 if often else 90_000.0) if timed else (),
+    )
 
 
-def _ticks(rng: random.Random, records: list[Any]) -> tuple[tuple[int, float], ...]:
+def _ticks(rng: random.Random, records: list[Any], longest_s: float) -> tuple[tuple[int, float], ...]:
     """Some times that pass without an event, behind the first record."""
     if not records or rng.random() < 0.5:
         return ()
@@ -118,12 +127,12 @@ def _ticks(rng: random.Random, records: list[Any]) -> tuple[tuple[int, float], .
     for before in sorted(rng.randint(1, len(records)) for _ in range(rng.randint(1, 4))):
         time = getattr(records[before - 1], "time", None)
         if isinstance(time, float) and -1e308 < time < 1e11:
-            found.append((before, time + rng.choice([0.05, 1.0, 30.0, 400.0, 90_000.0])))
+            found.append((before, time + rng.choice([0.05, 1.0, 30.0, 400.0, longest_s])))
     return tuple(found)
 
 
-def _task(rng: random.Random, index: int) -> TaskSpec:
-    kind = rng.choice(blocks.BLOCKS)
+def _task(rng: random.Random, index: int, kinds: Sequence[Any]) -> TaskSpec:
+    kind = rng.choice(kinds)
     settings: dict[str, Any] = {}
     on_error = rng.choice(["dead_letter", "dead_letter", "pass"])
     if kind is blocks.Drop:
@@ -152,9 +161,9 @@ def _task(rng: random.Random, index: int) -> TaskSpec:
     return TaskSpec(kind, f"{kind.__name__}{index}", settings, on_error)
 
 
-def _records(rng: random.Random, count: int) -> list[Any]:
+def _records(rng: random.Random, count: int, late: float) -> list[Any]:
     step = rng.choice([0.05, 0.1, 1.0, 100.0])
-    start = rng.choice([0.0, -5.0, 1632192265.17])
+    start = rng.choice([0.0, -5.0, late])
     keys = rng.choice([1, 3, 6])
     odd = rng.choice([0.0, 0.0, 0.1])
     time, found = start, []

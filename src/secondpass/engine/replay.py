@@ -76,6 +76,12 @@ class Replay:
     """The records of an app from a base on, up to a position or to where its store stands."""
 
     def __init__(self, store: StoreReader, app: App, base: Base, upto: int | None = None) -> None:
+        timed = [task.name for task in app.tasks if type(task)._shape.timers]
+        if timed:
+            raise NotRepeated(
+                f"{timed[0]} has timers, and what fired them is not read again yet: an app with timers can be neither "
+                f"explained nor rehearsed"
+            )
         self._store = store
         self.position = base.position
         self.now = base.now
