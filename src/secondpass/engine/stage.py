@@ -173,6 +173,8 @@ class Stage:
         self.specs = shape.tables
         self.timers = shape.timers
         self._agenda: Agenda | None = None
+        self._pending: dict[str, Any] = {}
+        """The tables of what is pending, as this run of the epoch sees them."""
         self.tables = {n: tables.setdefault(n, {}) for n in shape.tables}
         self.values = values
         self.verdicts: dict[tuple[int, tuple[int, ...]], Verdict] = {}
@@ -241,6 +243,11 @@ class Stage:
         self._is_careful, self._fed, self.home = careful, [], None
         if not careful:
             self._choose_overlays(events)
+        if self.timers:
+            self._pending = {
+                n: Layered(self.tables[n], self.deltas[n]) if careful else self._overlays[n]
+                for n in self.timers
+            }
 
     def came(self, events: list[Any]) -> None:
         """Keep the last of the events that come to the task."""
@@ -439,13 +446,6 @@ class Stage:
     def timing(self) -> Timing:
         return self._bound().timing
 
-    @property
-    def _pending(self) -> dict[str, Any]:
-        """The tables of what is pending, as this run of the epoch sees them."""
-        if self._is_careful:
-            return {n: Layered(self.tables[n], self.deltas[n]) for n in self.timers}
-        return {n: self._overlays[n] for n in self.timers}
-
     def begin_schedules(self, now: float) -> None:
         """Let the schedules that have no next moment yet count from now."""
         self.agenda.begin(self._pending, now)
@@ -476,7 +476,6 @@ class Stage:
         began = time.perf_counter()
         passed, tally = Passed(set()), Tally(fired=1)
         passed.tally = tally
-        event = Firing.of(due.name, due.key, due.time)
         if not again:
             self.agenda.take(due, self._pending[due.name])
         if self._is_careful:
@@ -487,7 +486,7 @@ class Stage:
             except KeyboardInterrupt:
                 raise
             except CAUGHT as error:
-                self.failed(epoch, event, where, error, passed)
+                self.failed(epoch, Firing.of(due.name, due.key, due.time), where, error, passed)
                 return passed
             finally:
                 self.values_after = dict(step.values.rests)
