@@ -212,7 +212,7 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
         lambda agree: rules.test_rule_6_a_time_that_cannot_be_is_a_dead_letter_before_time_moves(
             agree, float("inf")
         ),
-        replaced(intake, "refuse_time", lambda time: None),
+        changed(intake.Intake, "_refuse_times", "reason = refuse_time(at)", "reason, at = None, 0.0"),
     ),
     (
         "7: timers fire after the event that moved time",
@@ -282,6 +282,16 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
         changed(stage.Stage, "failed", "if event.__class__ is Firing:", "if False:"),
     ),
     (
+        "7: what is set among records that run at once fires behind them",
+        rules.test_rule_7_a_timer_may_become_due_among_the_records_behind_the_one_that_sets_it,
+        changed(timed.Timed, "_look_ahead", "elif earliest <= self._nows[end - 1]:", "elif False:"),
+    ),
+    (
+        "7: what is pending fires behind records that run at once",
+        rules.test_rule_7_a_timer_may_become_due_among_the_records_behind_the_one_that_sets_it,
+        changed(timed.Timed, "_end_of_stretch", "due is not None and due.time < until", "False"),
+    ),
+    (
         "7: timers share their random numbers with the event",
         rules.test_rule_7_a_timer_has_its_time_the_records_position_and_its_own_random_numbers,
         changed(timed.Timed, "_fire_due", "(index, -1 - next(self._numbers))", "(index, 0)"),
@@ -329,7 +339,7 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
     (
         "9: a pausing source is left out of the merge",
         rules.test_rule_9_finite_sources_merge_by_time_then_source_then_offset,
-        changed(intake._Feed, "refill", "elif self.following:", "else:"),
+        changed(intake._Feed, "refill", "if self.following:", "if True:"),
     ),
     (
         "9: a cut leaves the sources where the epoch ended",
