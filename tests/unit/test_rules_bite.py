@@ -284,7 +284,7 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
     (
         "7: what is set among records that run at once fires behind them",
         rules.test_rule_7_a_timer_may_become_due_among_the_records_behind_the_one_that_sets_it,
-        changed(timed.Timed, "_look_ahead", "elif earliest <= self._nows[end - 1]:", "elif False:"),
+        changed(timed.Timed, "_look_ahead", "if earliest <= self._nows[end - 1]:", "if False:"),
     ),
     (
         "7: what is pending fires behind records that run at once",

@@ -78,6 +78,8 @@ class Chain:
 
     def _timed(self, epoch: Epoch, first_depth: int, careful: bool) -> Outcome:
         """All in this process, with the timers that become due."""
+        self.placement.keep_inline("the chain has timers")
+        before = [stage.busy_s for stage in self.stages]
         # Each way is right where the ones before it have to give up.
         ways = [(True, 0.0)] if careful else [(False, self._lead_s), (False, 0.0), (True, 0.0)]
         while True:
@@ -91,13 +93,16 @@ class Chain:
             except Soon:
                 pass
             self.discard()
-        if lead_s == 0.0:
+        if timed.singly:
             self._lead_s = max(timed.lead_seen_s, 0.0)
         outcome = Outcome()
         outcome.streams[MAIN] = (timed.events, _indexes(timed.where))
         for begin, end, parts in timed.atoms:
             refused = [i for i in range(begin, end) if i in epoch.refused] if epoch.refused else []
             self._put_out(outcome, epoch, [(depth, [passed]) for depth, passed in parts], refused)
+        for depth, tally in timed.tallies.items():
+            seconds = self.stages[depth].busy_s - before[depth]
+            self.placement.gauges[depth].measured(tally.events + tally.fired, seconds, careful=careful)
         outcome.tallies = {self.stages[depth].name: tally for depth, tally in timed.tallies.items()}
         self._keep_changes(outcome, epoch, [stage for stage in self.stages if not stage.stopped])
         return outcome

@@ -60,7 +60,8 @@ class Timed:
         self._first_depth = first_depth
         self._lead_s = lead_s
         self.lead_seen_s = math.inf
-        """How far ahead they were set, where each record was run by itself."""
+        """How far ahead they were set in this epoch; it is known only where each record was run by itself (`singly`)."""
+        self.singly = True
         self._nows = epoch.nows()
         self._now = epoch.now
         # The same epoch, at the time of the timer that fires.
@@ -140,7 +141,9 @@ class Timed:
         earliest = min(stage.agenda.earliest_set for _, stage in self._clocked)
         if end - begin == 1:
             self.lead_seen_s = min(self.lead_seen_s, earliest - self._nows[begin])
-        elif earliest <= self._nows[end - 1]:
+            return
+        self.singly = False
+        if earliest <= self._nows[end - 1]:
             raise Soon
 
     def _flow(self, passed: Passed, first_depth: int, epoch: Epoch, parts: Parts) -> None:
