@@ -35,6 +35,9 @@ PAST_MAX = 10_000
 """So many timers the timers of one task may set for a time that has come, at one position: more would never end."""
 
 
+_EARLIEST = -math.inf
+
+
 class Pending(NamedTuple):
     """A timer that waits: they are ordered by time, the task's place in the chain, name and key."""
 
@@ -68,7 +71,7 @@ class Times(Protocol):
 class Timer(Generic[P]):
     """A declared timer of a task, one pending time for each key: see `timer`."""
 
-    __slots__ = ("_moment", "_set", "_spec", "_timing", "times")
+    __slots__ = ("_keyed", "_moment", "_set", "_spec", "_timing", "times")
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class Timer(Generic[P]):
         on_set: Callable[[float, Any, float | None], None] | None = None,
     ) -> None:
         self._spec = spec
+        self._keyed = spec.keyed
         self.times = times
         self._moment: Moment = moment
         self._timing = timing
@@ -91,7 +95,7 @@ class Timer(Generic[P]):
         a time that cannot be.
         """
         at = time if time.__class__ is float else self._spec.checked(time)
-        if not -math.inf < at <= LATEST_TIME_S:
+        if not _EARLIEST < at <= LATEST_TIME_S:
             raise ValueError(f"{self._spec.label}.at: {self._spec.refuse(at)}")
         if self._timing.firing and at <= self._moment.now:
             self._timing.past += 1
@@ -100,11 +104,14 @@ class Timer(Generic[P]):
                     f"{self._spec.label}.at: the timers of this task set {PAST_MAX} timers for times that had come, all "
                     f"at one position; that would never end: set them for a time after self.now"
                 )
-        found = self._spec.key_of(key, named)
-        before = self.times.get(found) if self._set is not None else None
-        self.times[found] = at + 0.0  # one zero, not two
-        if self._set is not None:
-            self._set(at, found, before)
+        found = key[0] if self._keyed and len(key) == 1 and not named else self._spec.key_of(key, named)
+        at += 0.0  # one zero, not two
+        if self._set is None:
+            self.times[found] = at
+            return
+        before = self.times.get(found)
+        self.times[found] = at
+        self._set(at, found, before)
 
     def cancel(self, *key: P.args, **named: P.kwargs) -> None:
         """Let it not fire; nothing happens where nothing is pending."""
@@ -165,6 +172,11 @@ class TimerSpec:
     def label(self) -> str:
         return f"{self.owner}.{self.name}"
 
+    @property
+    def keyed(self) -> bool:
+        """Whether its method takes a key."""
+        return self._parameter is not None
+
     def claim(self, name: str, owner: str) -> None:
         """Take the name and the key that the class declares; raises `DefinitionError` where it cannot be one."""
         self.name, self.owner = name, owner
@@ -217,7 +229,7 @@ class TimerSpec:
 
     def key_of(self, key: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """The key that a call means."""
-        if len(key) == 1 and not named and self._parameter is not None:
+        if len(key) == 1 and not named and self.keyed:
             return key[0]
         if self._parameter is None:
             if not key and not named:

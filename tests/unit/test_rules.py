@@ -1027,6 +1027,29 @@ def test_rule_7_setting_a_timer_moves_it_and_a_call_that_fails_sets_none(agree) 
     assert [letter.position for letter in found.letters] == [2]
 
 
+class Ahead(Task[Seen]):
+    """Sets a timer as far ahead as the event's score says."""
+
+    def handle(self, event):
+        self.due.at(event.time + event.score, event.cid)
+        return event
+
+    @timer
+    def due(self, cid: int):
+        return Heard(who="due", cid=cid, time=self.now)
+
+
+def test_rule_7_a_timer_may_become_due_among_the_records_behind_the_one_that_sets_it(agree) -> None:
+    # Far ahead at first, then near, and at last so that the pending ones are met on the way.
+    ahead_s = [100.0] * 6 + [0.5, 1.0, 2.0, 0.0, 100.0, 100.0] + [100.0] * 110
+    log = [Seen(cid=n, time=float(n), score=s) for n, s in enumerate(ahead_s)]
+    found = agree([Ahead()], log).streams["main"]
+    due = [(e.cid, e.time) for e in found if isinstance(e, Heard)]
+    assert due[:4] == [(6, 6.5), (7, 8.0), (9, 9.0), (8, 10.0)]
+    assert [found.index(Heard(who="due", cid=c, time=t)) for c, t in due[:4]] == [7, 9, 12, 13]
+    assert due[4:] == [(n, n + 100.0) for n in (*range(6), *range(10, 22))]
+
+
 class Delicate(Task[Seen]):
     """Its timers fail after they have changed everything."""
 

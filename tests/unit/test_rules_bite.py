@@ -212,7 +212,7 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
         lambda agree: rules.test_rule_6_a_time_that_cannot_be_is_a_dead_letter_before_time_moves(
             agree, float("inf")
         ),
-        replaced(intake, "refuse_time", lambda time: None),
+        changed(intake.Intake, "_refuse_times", "reason = refuse_time(at)", "reason, at = None, 0.0"),
     ),
     (
         "7: timers fire after the event that moved time",
@@ -280,6 +280,16 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
         "7: something flows on from a timer that fails and passes",
         rules.test_rule_7_nothing_flows_on_from_a_timer_that_fails_and_passes,
         changed(stage.Stage, "failed", "if event.__class__ is Firing:", "if False:"),
+    ),
+    (
+        "7: what is set among records that run at once fires behind them",
+        rules.test_rule_7_a_timer_may_become_due_among_the_records_behind_the_one_that_sets_it,
+        changed(timed.Timed, "_look_ahead", "if earliest <= self._nows[end - 1]:", "if False:"),
+    ),
+    (
+        "7: what is pending fires behind records that run at once",
+        rules.test_rule_7_a_timer_may_become_due_among_the_records_behind_the_one_that_sets_it,
+        changed(timed.Timed, "_end_of_stretch", "due is not None and due.time < until", "False"),
     ),
     (
         "7: timers share their random numbers with the event",

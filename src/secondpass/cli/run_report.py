@@ -32,6 +32,7 @@ def report_of(summary: Summary, app: App, sinks: Mapping[str, Any]) -> RunReport
             errors=tally.errors,
             counts=dict(tally.counts),
             seconds=summary.busy_s.get(name),
+            fired=tally.fired,
             placed=place_of(msgspec.to_builtins(summary.placed[name])) if name in summary.placed else None,
         )
         for name, tally in summary.tasks.items()
@@ -88,7 +89,11 @@ def place_table(tasks: Sequence[TaskReport], workers: int, seconds: float | None
         rows.append(
             [
                 task.name,
-                placed.where if placed.where == "both" else placed.now,
+                f"inline: {placed.why}"
+                if placed.why
+                else placed.where
+                if placed.where == "both"
+                else placed.now,
                 text.DASH if placed.cost_s is None else f"{placed.cost_s * 1e6:,.1f}",
                 text.percent(placed.busy_s, seconds * workers)
                 if shipped and seconds and workers
@@ -170,7 +175,8 @@ def task_table(report: RunReport) -> list[str]:
 
 def counter_lines(report: RunReport) -> list[str]:
     """The tasks' own counters."""
-    rows = [[t.name, name, text.count(n)] for t in report.tasks for name, n in sorted(t.counts.items())]
+    rows = [[t.name, "(timers fired)", text.count(t.fired)] for t in report.tasks if t.fired]
+    rows += [[t.name, name, text.count(n)] for t in report.tasks for name, n in sorted(t.counts.items())]
     return ["", *text.table(["task", "counter", "count"], rows, right="llr")] if rows else []
 
 

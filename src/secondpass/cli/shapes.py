@@ -31,6 +31,7 @@ class PlaceReport(Shape):
     bytes: Annotated[int, says("that went to workers and back")]
     waited: Annotated[int, says("events that had to wait for an earlier one with a key of theirs")]
     width: Annotated[float | None, says("events that could run at once, as far as their keys let them")]
+    why: Annotated[str, says("why it cannot run on workers; empty where it can")] = ""
 
 
 class TaskReport(Shape):
@@ -43,6 +44,7 @@ class TaskReport(Shape):
     errors: int
     counts: Annotated[dict[str, int], says("its own counters")]
     seconds: Annotated[float | None, says("time spent in it; null where it is not known")] = None
+    fired: Annotated[int, says("calls of its timers and schedules")] = 0
     placed: Annotated[PlaceReport | None, says("where it ran; null where it is not known")] = None
 
 

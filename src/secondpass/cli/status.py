@@ -133,6 +133,7 @@ def _task(name: str, tally: dict[str, Any], placed: Any) -> TaskReport:
         dropped=tally["dropped"],
         errors=tally["errors"],
         counts=tally.get("counts", {}),
+        fired=tally.get("fired", 0),
         placed=None if placed is None else place_of(placed),
     )
 
@@ -256,7 +257,11 @@ def _details(report: StoreReport) -> list[str]:
             [t.name, text.count(t.events), text.count(t.passed), text.count(t.dropped), text.count(t.errors)]
             for t in report.tasks
         ]
-        lines += ["", *text.table(["task", "events", "passed", "dropped", "errors"], table, right="lrrrr")]
+        head = ["task", "events", "passed", "dropped", "errors"]
+        if any(t.fired for t in report.tasks):
+            head.append("timers fired")
+            table = [[*row, text.count(t.fired)] for row, t in zip(table, report.tasks, strict=True)]
+        lines += ["", *text.table(head, table, right="l" + "r" * (len(head) - 1))]
     if any(t.placed is not None and t.placed.shipped for t in report.tasks):
         lines += ["", *place_table(report.tasks, 0)]
     counts = [[t.name, n, text.count(c)] for t in report.tasks for n, c in sorted(t.counts.items())]

@@ -42,6 +42,7 @@ class _Heap:
     def note(self, time: float, key: Any, before: float | None) -> None:
         """A timer was set; `before` is the time it had."""
         if before is None or time < before:
+            # The time as its table has it: two floats would take twice the memory.
             heappush(self._heap, (time, key) if self._compare else (time, self._order(key), key))
         if time < self.earliest_set:
             self.earliest_set = time

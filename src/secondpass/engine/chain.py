@@ -15,7 +15,7 @@ from secondpass.engine.lanes import InlineLane, WorkerLane
 from secondpass.engine.placement import Placement
 from secondpass.engine.stage import Again, Cut, Passed, Stage
 from secondpass.engine.summary import merge_tally
-from secondpass.engine.timed import Timed
+from secondpass.engine.timed import Soon, Timed
 from secondpass.record import INTAKE, DeadLetter, Late, Refused
 from secondpass.reference import Tally
 
@@ -29,6 +29,8 @@ class Chain:
     def __init__(self, stages: list[Stage], crew: Crew | None = None, streams: Streams | None = None) -> None:
         self.crew = crew
         self._streams = streams or {}
+        self._lead_s = 0.0
+        """How far ahead of the stream's time timers were set when that was last looked at."""
         self.put_aside: dict[str, Aside] = {}
         """The state of tasks that left, as far as it is in memory."""
         self.stages: list[Stage] = []
@@ -76,18 +78,32 @@ class Chain:
 
     def _timed(self, epoch: Epoch, first_depth: int, careful: bool) -> Outcome:
         """All in this process, with the timers that become due."""
-        timed = Timed(self.stages, epoch, first_depth)
-        try:
-            timed.run(careful)
-        except Again:
+        self.placement.keep_inline("the chain has timers")
+        before = [stage.busy_s for stage in self.stages]
+        # Each way is right where the ones before it have to give up.
+        ways = [(True, 0.0)] if careful else [(False, self._lead_s), (False, 0.0), (True, 0.0)]
+        while True:
+            careful, lead_s = ways.pop(0)
+            timed = Timed(self.stages, epoch, first_depth, lead_s)
+            try:
+                timed.run(careful)
+                break
+            except Again:
+                ways = [(True, 0.0)]
+            except Soon:
+                pass
             self.discard()
-            timed = Timed(self.stages, epoch, first_depth)
-            timed.run(careful=True)
+        if timed.singly:
+            self._lead_s = max(timed.lead_seen_s, 0.0)
         outcome = Outcome()
         outcome.streams[MAIN] = (timed.events, _indexes(timed.where))
         for begin, end, parts in timed.atoms:
-            refused = [i for i in epoch.refused if begin <= i < end]
+            refused = [i for i in range(begin, end) if i in epoch.refused] if epoch.refused else []
             self._put_out(outcome, epoch, [(depth, [passed]) for depth, passed in parts], refused)
+        for depth, tally in timed.tallies.items():
+            seconds = self.stages[depth].busy_s - before[depth]
+            self.placement.gauges[depth].measured(tally.events + tally.fired, seconds, careful=careful)
+        outcome.tallies = {self.stages[depth].name: tally for depth, tally in timed.tallies.items()}
         self._keep_changes(outcome, epoch, [stage for stage in self.stages if not stage.stopped])
         return outcome
 
@@ -138,6 +154,10 @@ class Chain:
 
     def _add(self, outcome: Outcome, epoch: Epoch, parts: Parts) -> None:
         """What all stages did over the whole epoch."""
+        for depth, found in parts:
+            tally = outcome.tallies.setdefault(self.stages[depth].name, Tally())
+            for passed in found:
+                merge_tally(tally, passed.tally)
         self._put_out(outcome, epoch, parts, epoch.refused)
         self._keep_changes(outcome, epoch, [self.stages[depth] for depth, _ in parts])
 
@@ -152,9 +172,6 @@ class Chain:
             else:
                 letters.append(((i,), -1, _letter(epoch, i, found)))
         for depth, found in parts:
-            name = self.stages[depth].name
-            for passed in found:
-                merge_tally(outcome.tallies.setdefault(name, Tally()), passed.tally)
             seq = count()
             for passed in found:
                 outcome.logged += passed.logged
@@ -172,7 +189,6 @@ class Chain:
 
     def _keep_changes(self, outcome: Outcome, epoch: Epoch, stages: list[Stage]) -> None:
         for stage in stages:
-            outcome.tallies.setdefault(stage.name, Tally())
             deltas, outcome.values[stage.name] = stage.changes(epoch.now_after)
             outcome.deltas.update({(stage.name, table): delta for table, delta in deltas.items()})
 

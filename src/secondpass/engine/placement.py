@@ -112,6 +112,8 @@ class Placed(msgspec.Struct):
     """Of the events that went to workers: those that had to wait for an earlier one with a key of theirs."""
     width: float | None
     """How many events could run at once, as far as their keys let them."""
+    why: str = ""
+    """Why it cannot run elsewhere."""
 
 
 class Placement:
@@ -126,13 +128,22 @@ class Placement:
         self.gauges = [(known or {}).get(task.name) or Gauge() for task in tasks]
         self.isolated = False
         """Whether every task runs on workers, because one of them may end its process."""
+        self.why = ""
+        """Why no task runs on workers."""
 
     def by_name(self) -> dict[str, Gauge]:
         """What is known of each task."""
         return {task.name: gauge for task, gauge in zip(self._tasks, self.gauges, strict=True)}
 
+    def keep_inline(self, why: str) -> None:
+        """All tasks run in the hub in the next epoch."""
+        self.why = why
+        for gauge in self.gauges:
+            gauge.on_workers, gauge.inline = False, True
+
     def choose(self, started: Collection[int]) -> list[bool]:
         """For each task: whether it runs on workers in the next epoch; `started` are those that run."""
+        self.why = ""
         if not self._workers:
             return [False] * len(self._tasks)
         places = [
@@ -168,7 +179,15 @@ class Placement:
             now = "workers" if gauge.on_workers else "inline"
             where = "inline" if not gauge.shipped else "both" if gauge.inline else "workers"
             found[task.name] = Placed(
-                where, now, gauge.cost_s, gauge.busy_s, gauge.shipped, gauge.bytes, gauge.waited, gauge.width
+                where,
+                now,
+                gauge.cost_s,
+                gauge.busy_s,
+                gauge.shipped,
+                gauge.bytes,
+                gauge.waited,
+                gauge.width,
+                self.why,
             )
         return found
 

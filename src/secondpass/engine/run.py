@@ -98,6 +98,7 @@ def run_app(
             hub.hazard = hazard
             chain.placement.isolated = hazard.found
             hazard.watch()
+        _warn_of_options(app, crew)
         summary.position = opened.progress.position
         summary.outputs_total = dict(opened.progress.numbers)
         if on_epoch is not None:
@@ -182,6 +183,19 @@ def crew_for(app: App, store: Store, workers: int | None, hazard: Hazard | None)
         return LocalProcesses(recipe, size)
 
     return Crew(size, start, record)
+
+
+def _warn_of_options(app: App, crew: Crew | None) -> None:
+    """Say which options count for nothing, since a chain with timers runs in the hub."""
+    if crew is None or not any(type(task)._shape.timers for task in app.tasks):
+        return
+    for task in app.tasks:
+        if needs_workers(task) is not None:
+            logging.getLogger("secondpass").warning(
+                "task %s: %s counts for nothing: the chain has timers, so all its tasks run in the hub",
+                task.name,
+                needs_workers(task),
+            )
 
 
 def start_chain(

@@ -173,6 +173,8 @@ class Stage:
         self.specs = shape.tables
         self.timers = shape.timers
         self._agenda: Agenda | None = None
+        self._pending: dict[str, Any] = {}
+        """The tables of what is pending, as this run of the epoch sees them."""
         self.tables = {n: tables.setdefault(n, {}) for n in shape.tables}
         self.values = values
         self.verdicts: dict[tuple[int, tuple[int, ...]], Verdict] = {}
@@ -193,6 +195,8 @@ class Stage:
         self.deltas: dict[str, Delta] = {}
         self.values_after = values
         self._is_careful = False
+        self._entered = ""
+        """The way of running that the task is bound for: `fast`, `careful`, or none yet in this epoch."""
         self.home: int | None = None
         """The worker that has all of the task's cells as they are."""
         self._fed: list[tuple[list[Any], Any, set[type]]] = []
@@ -238,9 +242,14 @@ class Stage:
         """Begin an epoch of about so many events."""
         self.deltas = {n: Delta({}, set()) for n in self.tables}
         self.values_after = self.values
-        self._is_careful, self._fed, self.home = careful, [], None
+        self._is_careful, self._fed, self.home, self._entered = careful, [], None, ""
         if not careful:
             self._choose_overlays(events)
+        if self.timers:
+            self._pending = {
+                n: Layered(self.tables[n], self.deltas[n]) if careful else self._overlays[n]
+                for n in self.timers
+            }
 
     def came(self, events: list[Any]) -> None:
         """Keep the last of the events that come to the task."""
@@ -309,6 +318,9 @@ class Stage:
                 self._overlays[name] = make(spec, base, self._clock, ttl_s)
 
     def _enter_fast(self) -> None:
+        if self._entered == "fast":
+            return
+        self._entered = "fast"
         attach(self.task, _moment=self._moment, _values=self._live, **self._outputs)
         attach_state(self.task, self._overlays, self._moment, self.timing, self._on_set)
 
@@ -412,6 +424,9 @@ class Stage:
 
     def _enter_careful(self) -> Step:
         step = self._bound()
+        if self._entered == "careful":
+            return step
+        self._entered = "careful"
         for name, table in step.tables.items():
             table._cells = Layered(self.tables[name], self.deltas[name])
         step.values.clear()
@@ -438,13 +453,6 @@ class Stage:
     @property
     def timing(self) -> Timing:
         return self._bound().timing
-
-    @property
-    def _pending(self) -> dict[str, Any]:
-        """The tables of what is pending, as this run of the epoch sees them."""
-        if self._is_careful:
-            return {n: Layered(self.tables[n], self.deltas[n]) for n in self.timers}
-        return {n: self._overlays[n] for n in self.timers}
 
     def begin_schedules(self, now: float) -> None:
         """Let the schedules that have no next moment yet count from now."""
@@ -474,9 +482,9 @@ class Stage:
     def fire(self, epoch: Epoch, due: Pending, where: Where, *, again: bool = False) -> Passed:
         """Call a timer's method; what was pending is gone whatever comes of it. `again`: its dead letter was sent."""
         began = time.perf_counter()
-        passed, tally = Passed(set()), Tally(fired=1)
-        passed.tally = tally
-        event = Firing.of(due.name, due.key, due.time)
+        passed = Passed(set())
+        tally = passed.tally
+        tally.fired = 1
         if not again:
             self.agenda.take(due, self._pending[due.name])
         if self._is_careful:
@@ -487,7 +495,7 @@ class Stage:
             except KeyboardInterrupt:
                 raise
             except CAUGHT as error:
-                self.failed(epoch, event, where, error, passed)
+                self.failed(epoch, Firing.of(due.name, due.key, due.time), where, error, passed)
                 return passed
             finally:
                 self.values_after = dict(step.values.rests)
@@ -496,8 +504,10 @@ class Stage:
         else:
             results, branched = self._fire_fast(epoch, due, where)
             moment = self._moment
-            passed.emitted = [(name, emitted, where) for name, emitted, _ in moment.emitted]
-        tally.add(moment.counts)
+            if moment.emitted:
+                passed.emitted = [(name, emitted, where) for name, emitted, _ in moment.emitted]
+        if moment.counts:
+            tally.add(moment.counts)
         tally.passed = len(results)
         passed.logged = moment.logged
         passed.extend(results, branched, where)
