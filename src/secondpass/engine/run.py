@@ -77,7 +77,7 @@ def run_app(
     try:
         if opened.directory is not None:
             hazard = Hazard(opened.directory, opened.progress.position)
-        live = Live(app, opened, drop)
+        live = Live(app, opened, drop, rename)
         app = live.app
         crew = crew_for(app, opened, workers, hazard)
         chain = start_chain(app, opened, summary, rename or {}, drop, live, crew)
