@@ -448,6 +448,26 @@ def test_code_that_fails_in_its_trial_is_refused_with_the_event_and_runs_untried
     assert running.run("task", "replace", "Count", "--trial", "0").code == 0
 
 
+def test_what_the_file_imports_is_not_read_again_and_that_is_said(running) -> None:
+    source(running).rename(running.project.folder / "counted.py")
+    edit(running.project.folder / "counted.py", ("app = App(", "made = lambda: App("))
+    source(running).write_text("import counted\nfrom counted import Count\n\napp = counted.made()\n")
+    assert running.run("task", "replace", "Count").code == 2, "its event type is another class now"
+    running.run("stop")
+    again = Running(running.project, command=running.run)
+    try:
+        deadline = time.monotonic() + 30
+        while [e["kind"] for e in Control(again.store).history()].count("start") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        edit(running.project.folder / "counted.py", ("self.total += self.step", "self.total += 100"))
+        done = again.run("task", "replace", "Count")
+        assert (done.code, done.out) == (2, "")
+        assert "refused: Count is defined in counted, which the app's file imports" in done.err
+    finally:
+        again.end()
+
+
 PARALLEL = """
 class Heavy(Task[Seen]):
     step: int = 1
