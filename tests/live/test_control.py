@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from live_app import Count, First, Seen, seen
-from test_commands import Fed
+from test_commands import Fed, stored
 
 from secondpass import App, Task
 from secondpass.control import Control
@@ -101,6 +102,8 @@ def test_the_last_events_are_at_hand_for_a_trial_also_after_other_settings_and_o
     tmp_path: Path,
 ) -> None:
     def give() -> None:
+        while not stored(tmp_path / "store"):
+            time.sleep(0.01)  # no event has come to the task yet
         control.set("Count", step=2)
         control.replace(Count(step=3))
 
