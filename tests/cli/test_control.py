@@ -373,7 +373,8 @@ def test_ctrl_c_while_waiting_says_that_the_command_stays_asked_for(running) -> 
             while not list(running.store.glob("commands/*.json")):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            time.sleep(0.2)
+            assert waiting.stderr is not None
+            assert "Ctrl-C leaves the stop Count asked for" in waiting.stderr.readline()
             waiting.send_signal(signal.SIGINT)
             out, err = waiting.communicate(timeout=30)
     finally:
