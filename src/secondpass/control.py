@@ -128,7 +128,8 @@ class Control:
         """Let other code stand in for a task; a name is looked up in the app's file, which is read again.
 
         It is tried first on the last events that the task was given, at most 100 or `trial` (0: not at all); the
-        stream goes on meanwhile. What the task remembers stays, brought over by `upgrade(old)` where it is declared in another way.
+        stream goes on meanwhile. What the task remembers stays; where it is declared in another way, or `upgrade(old)`
+        is new, that brings it over.
         """
         return self._give("replace", task, name=name, trial=trial, reason=reason, wait=wait)
 
