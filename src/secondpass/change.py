@@ -2,7 +2,8 @@
 
 State is never lost by a guess. A task that is stopped or leaves keeps it for its return. One that stands in for
 another takes over every table and value of the same declaration; where it does not have one of them any more, it
-says in `upgrade(old)` what becomes of it, or the command is refused. Cells that have expired are gone before a
+says in `upgrade(old)` what becomes of it, or the command is refused. Code that comes with the `upgrade` of the code
+before it has been through it: it is called where the state is declared in another way, or `upgrade` is another. Cells that have expired are gone before a
 longer time to live could bring them back.
 """
 
@@ -16,7 +17,7 @@ from secondpass.errors import ChangeRefused
 from secondpass.record import Change, error_text
 from secondpass.state import live_cells
 from secondpass.step import CAUGHT, Step
-from secondpass.task import Task
+from secondpass.task import Task, what_it_does
 
 Cells = dict[str, dict[Any, Any]]
 """By table: resting cells."""
@@ -240,9 +241,19 @@ def _taken_over(old: Link, task: Task[Any], position: int, now: float) -> Link:
     ttl_s, longer_s = times_to_live(old.task), times_to_live(task)
     for name in kept:
         _note_expired(link, name, ttl_s.get(name), longer_s.get(name), now)
-    if upgrade is not None and type(task) is not type(old.task):
+    if upgrade is not None and (
+        was != is_now or not _same_function(upgrade, getattr(type(old.task), "upgrade", None))
+    ):
         _upgrade(link, plain_state(old.task, old.cells, old.values, now), position, now)
     return link
+
+
+def _same_function(one: Any, other: Any) -> bool:
+    """Whether the code that runs has this very `upgrade` already: it would bring the same state over twice."""
+    first, second = getattr(one, "__code__", None), getattr(other, "__code__", None)
+    if first is None or second is None:
+        return one is other
+    return what_it_does(first) == what_it_does(second)
 
 
 def _upgrade(link: Link, old: dict[str, Any], position: int, now: float) -> None:

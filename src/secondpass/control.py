@@ -23,7 +23,7 @@ from secondpass.codec import pack, unpack
 from secondpass.errors import ChangeRefused, SettingsError, StoreError
 from secondpass.store.lock import holder_of
 from secondpass.store.reader import StoreReader
-from secondpass.store.spool import Command, Kind, Spool
+from secondpass.store.spool import PREPARATION_LIMIT_S, Command, Kind, Spool
 from secondpass.task import AGAIN, FunctionTask, Task
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _POLL_S = 0.01
 _TAKEN = ("intake", "taken")  # what was taken from live sources: to be taken so again, not done to the app
 WAIT_S = 60.0
+_PREPARED = ("start", "set", "add", "replace")  # what may take its time before it has a position
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class Control:
         """Let other code stand in for a task; a name is looked up in the app's file, which is read again.
 
         It is tried first on the last events that the task was given, at most 100 or `trial` (0: not at all); the
-        stream goes on meanwhile. What the task remembers stays, brought over by `upgrade(old)` where it is declared in another way.
+        stream goes on meanwhile. What the task remembers stays; where it is declared in another way, or `upgrade(old)`
+        is new, that brings it over.
         """
         return self._give("replace", task, name=name, trial=trial, reason=reason, wait=wait)
 
@@ -205,7 +207,7 @@ class Control:
         answer = hub.commands.give(command, given)
         if not wait:
             return Done("", None)
-        if not answer.done.wait(WAIT_S):
+        if not answer.done.wait(_patience_s(command)):
             raise _unanswered(command)
         if answer.refusal is not None:
             raise ChangeRefused(answer.refusal)
@@ -216,7 +218,7 @@ class Control:
         name = Spool(directory).put(command)
         if not wait:
             return Done(name, None)
-        until = time.monotonic() + WAIT_S
+        until = time.monotonic() + _patience_s(command)
         while True:
             running = holder_of(directory) is not None
             found = _told(directory, name)
@@ -241,9 +243,14 @@ def control(store: str | Path) -> Control:
     return Control(Path(store))
 
 
+def _patience_s(command: Command) -> float:
+    """How long to wait for an answer."""
+    return WAIT_S + (PREPARATION_LIMIT_S if command.kind in _PREPARED else 0.0)
+
+
 def _unanswered(command: Command) -> ChangeRefused:
     return ChangeRefused(
-        f"the app has not taken the {command.kind} within {WAIT_S:g} s; it stays asked for, `secondpass history` shows what "
+        f"the app has not taken the {command.kind} within {_patience_s(command):g} s; it stays asked for, `secondpass history` shows what "
         f"becomes of it. From inside a task's handle, give it with wait=False"
     )
 

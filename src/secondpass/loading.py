@@ -18,7 +18,7 @@ from msgspec import structs
 from secondpass.app import App
 from secondpass.codec import describe, is_struct
 from secondpass.errors import UsageError
-from secondpass.task import AGAIN
+from secondpass.task import AGAIN, what_it_does
 
 at_rest: Callable[[str], NoReturn] | None = None
 """While a module is loaded for what is defined in it: called in place of what it would do to an app's log."""
@@ -123,13 +123,8 @@ def _methods(tp: type) -> dict[str, Any]:
         function = getattr(part, "fget", None) or getattr(part, "__func__", part)
         code = getattr(function, "__code__", None)
         if code is not None and code.co_filename != __file__:
-            found[name] = _told(code)
+            found[name] = what_it_does(code)
     return found
-
-
-def _told(code: CodeType) -> tuple[Any, ...]:
-    consts = [_told(c) if isinstance(c, CodeType) else (type(c).__name__, repr(c)) for c in code.co_consts]
-    return (code.co_code, code.co_names, code.co_varnames, tuple(consts))
 
 
 def load_again(app: App, file: Path | None = None) -> App:

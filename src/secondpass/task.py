@@ -719,9 +719,28 @@ _warned: set[str] = set()
 # ---------------------------------------------------------------- descriptions
 
 
+def code_of(task: Task[Any]) -> Any:
+    """The class, or the function, that says what a task does."""
+    return task.function if isinstance(task, FunctionTask) else type(task)
+
+
+def what_it_does(code: types.CodeType) -> tuple[Any, ...]:
+    """What tells one piece of code from another, wherever it stands in its file."""
+    consts = [
+        what_it_does(c) if isinstance(c, types.CodeType) else (type(c).__name__, repr(c))
+        for c in code.co_consts
+    ]
+    return (code.co_code, code.co_names, code.co_varnames, tuple(consts))
+
+
+def source_has_changed(code: Any) -> bool:
+    """Whether the source of a task's code is another one now than when it was described first."""
+    return _source_hash.__wrapped__(code) != _source_hash(code)
+
+
 def code_hash(task: Task[Any]) -> str:
     """A fingerprint of the task's source, to tell a changed file from an unchanged one."""
-    target: Any = task.function if isinstance(task, FunctionTask) else type(task)
+    target = code_of(task)
     try:
         return _source_hash(target)
     except TypeError:  # a callable object without a hash
@@ -754,7 +773,7 @@ def _as_stored(value: Any) -> Any:
 
 def describe(task: Task[Any]) -> dict[str, Any]:
     """All that the store keeps about a task to compare it at the next start."""
-    target: Any = task.function if isinstance(task, FunctionTask) else type(task)
+    target = code_of(task)
     settings = (
         {k: getattr(task, k) for k in type(task)._shape.settings} if type(task) is not FunctionTask else {}
     )

@@ -373,7 +373,8 @@ def test_ctrl_c_while_waiting_says_that_the_command_stays_asked_for(running) -> 
             while not list(running.store.glob("commands/*.json")):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            time.sleep(0.2)
+            assert waiting.stderr is not None
+            assert "Ctrl-C leaves the stop Count asked for" in waiting.stderr.readline()
             waiting.send_signal(signal.SIGINT)
             out, err = waiting.communicate(timeout=30)
     finally:
@@ -446,6 +447,26 @@ def test_code_that_fails_in_its_trial_is_refused_with_the_event_and_runs_untried
     assert done.code == 2
     assert "refused: Count failed in its trial: ValueError: not this one, at Seen(cid=0" in done.err
     assert running.run("task", "replace", "Count", "--trial", "0").code == 0
+
+
+def test_what_the_file_imports_is_not_read_again_and_that_is_said(running) -> None:
+    source(running).rename(running.project.folder / "counted.py")
+    edit(running.project.folder / "counted.py", ("app = App(", "made = lambda: App("))
+    source(running).write_text("import counted\nfrom counted import Count\n\napp = counted.made()\n")
+    assert running.run("task", "replace", "Count").code == 2, "its event type is another class now"
+    running.run("stop")
+    again = Running(running.project, command=running.run)
+    try:
+        deadline = time.monotonic() + 30
+        while [e["kind"] for e in Control(again.store).history()].count("start") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        edit(running.project.folder / "counted.py", ("self.total += self.step", "self.total += 100"))
+        done = again.run("task", "replace", "Count")
+        assert (done.code, done.out) == (2, "")
+        assert "refused: Count is defined in counted, which the app's file imports" in done.err
+    finally:
+        again.end()
 
 
 PARALLEL = """

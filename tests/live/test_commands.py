@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ def test_code_that_fails_in_its_trial_does_not_take_over(tmp_path: Path) -> None
     refused: list[str] = []
 
     def replace() -> None:
+        while not stored(tmp_path / "store"):
+            time.sleep(0.01)  # the task has had no event yet to try the new code on
         with pytest.raises(ChangeRefused) as error:
             control.replace(Wrong(), name="Count")
         refused.append(str(error.value))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import itertools
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from live_app import Count, First, Seen, seen
-from test_commands import Fed
+from test_commands import Fed, stored
 
 from secondpass import App, Task
 from secondpass.control import Control
-from secondpass.errors import StoreError
+from secondpass.errors import ChangeRefused, StoreError
 
 
 class Many(Task[Seen]):
@@ -98,6 +102,8 @@ def test_the_last_events_are_at_hand_for_a_trial_also_after_other_settings_and_o
     tmp_path: Path,
 ) -> None:
     def give() -> None:
+        while not stored(tmp_path / "store"):
+            time.sleep(0.01)  # no event has come to the task yet
         control.set("Count", step=2)
         control.replace(Count(step=3))
 
@@ -115,3 +121,83 @@ def test_the_history_leaves_out_what_was_taken_from_live_sources(tmp_path: Path)
     app.run(store=tmp_path / "store", workers=0)  # events without a time: each epoch notes the time of intake
     assert [e["kind"] for e in Control(tmp_path / "store").history()] == ["start"]
     assert Control(tmp_path / "store").history(5)[0]["position"] == 0
+
+
+SETUP: list[Any] = [lambda: None]
+
+
+class Model(Task[Seen]):
+    """Has a resource to make."""
+
+    size: int = 1
+
+    def setup(self) -> None:
+        SETUP[0]()
+
+    def handle(self, event: Seen) -> Seen:
+        return event.replace(by=f"model {self.size}")
+
+
+@pytest.fixture
+def stopped_model(tmp_path: Path) -> Iterator[Path]:
+    """A store of an app whose task was stopped before this run begins: it is not set up."""
+    SETUP[0] = lambda: None
+    App("model", source=seen(10), tasks=[Model()]).run(store=tmp_path / "store", workers=0)
+    Control(tmp_path / "store").stop("Model")
+    App("model", source=seen(20), tasks=[Model()]).run(store=tmp_path / "store", workers=0)
+    yield tmp_path / "store"
+    SETUP[0] = lambda: None
+
+
+def test_a_task_whose_setup_fails_is_not_started_and_the_app_runs_on(stopped_model: Path) -> None:
+    def no_model() -> None:
+        raise OSError("no model")
+
+    def give() -> None:
+        SETUP[0] = no_model
+        with pytest.raises(ChangeRefused, match="OSError: no model"):
+            control.start("Model")
+        SETUP[0] = lambda: None
+        assert not control.start("Model").waits
+
+    source = Fed(1_000, {500: give})
+    app = App("model", source=source, tasks=[Model()])
+    control = Control(stopped_model, app)
+    app.run(store=stopped_model, workers=0)
+    assert [e["kind"] for e in control.history(3)] == ["start", "left out", "command"]
+
+
+def test_code_that_hangs_is_refused_after_a_while_and_other_commands_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secondpass.engine.changes.PREPARATION_LIMIT_S", 0.3)
+    go_on = threading.Event()
+
+    def give() -> None:
+        SETUP[0] = go_on.wait
+        with pytest.raises(ChangeRefused, match=r"took longer than 0\.3 s"):
+            control.set("Model", size=2)
+        SETUP[0] = lambda: None
+        assert control.set("Model", size=3).position is not None
+        go_on.set()
+
+    source = Fed(1_000, {500: give})
+    app = App("model", source=source, tasks=[Model()])
+    control = Control(tmp_path / "store", app)
+    app.run(store=tmp_path / "store", workers=0)
+    refused, done = control.history(2)
+    assert (refused["kind"], done["was"], done["to"]["settings"]) == ("left out", {"size": 1}, {"size": 3})
+
+
+def test_a_run_that_is_still_starting_can_be_ended(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    SETUP[0] = lambda: Control(store).end(wait=False)
+    app = App("model", source=_endless, tasks=[Model()])
+    try:
+        assert app.run(store=store, workers=0).ended == "stopped"
+    finally:
+        SETUP[0] = lambda: None
+
+
+def _endless() -> Iterator[Seen]:
+    return (Seen(n=n, time=float(n)) for n in itertools.count())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
@@ -191,3 +192,31 @@ def test_state_is_dropped_whole_or_in_part_also_of_a_task_that_left() -> None:
 def test_what_cannot_be_is_refused_by_name(change: Change, why: str) -> None:
     with pytest.raises(ChangeRefused, match=why):
         run(Count(), [*seen(1), change])
+
+
+def test_an_upgrade_is_called_once_and_again_only_where_it_or_the_state_is_another() -> None:
+    def made(upgrade: Any, **more: Any) -> Task[Any]:
+        def handle(self: Any, event: Seen) -> Seen:
+            return event.replace(by=f"{self.total}")
+
+        body = {"total": value(int, 0), "handle": handle, "upgrade": upgrade, **more}
+        return types.new_class("Count", (Task[Seen],), {}, lambda names: names.update(body))()
+
+    def twice(self: Any, old: dict[str, Any]) -> None:
+        self.total = old["total"] * 2
+
+    def thrice(self: Any, old: dict[str, Any]) -> None:
+        self.total = old["total"] * 3
+
+    log = [
+        *seen(1, 2, 3, 4),
+        Change("replace", "Count", made(twice, last=table(int, float, ttl_s=10.0))),
+        *seen(5),
+        Change("replace", "Count", made(twice, last=table(int, float, ttl_s=10.0))),  # has been through it
+        *seen(6),
+        Change("replace", "Count", made(thrice, last=table(int, float, ttl_s=10.0))),
+        *seen(7),
+        Change("replace", "Count", made(thrice)),
+        *seen(8),
+    ]
+    assert by(run(Count(), log))[4:] == ["8", "8", "24", "72"]

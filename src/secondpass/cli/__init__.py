@@ -10,6 +10,7 @@
     watching.py         how far a run is: progress.py in lines, terminal.py as a bar
     explain.py          why an event became what it became, as a tree
     rehearse.py         what a changed chain would have put out; rehearsal_page.py is its HTML report
+    commanding.py       giving the app a command; standing.py is what its tasks are, settings.py how they are written
     order.py            which events wait for which; picture.py draws it
     <command>.py        one command, or one group of them
 

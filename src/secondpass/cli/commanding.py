@@ -7,6 +7,7 @@ moments, the next run otherwise. The app's code is not imported.
 from __future__ import annotations
 
 import shlex
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 GONE_WITHIN_S = 60.0
 """So long `stop` waits for a run that has taken the command."""
 LOOK_EVERY_S = 0.02
+TELL_AFTER_S = 3.0
+"""After so long it is said that the app has not answered yet."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ def give(
 
     title = f"{kind} {task}" if task else {"end": "stop"}.get(kind, kind)
     control = Control(meant.directory)
+    waiting = threading.Timer(
+        TELL_AFTER_S, text.hint, [f"waiting for the running app; Ctrl-C leaves the {title} asked for"]
+    )
+    waiting.daemon = True
+    waiting.start()
     try:
         done = act(control)
     except KeyboardInterrupt:
@@ -87,6 +95,8 @@ def give(
         raise
     except ChangeRefused as error:
         raise ChangeRefused(f"refused: {error}", **error.details) from None
+    finally:
+        waiting.cancel()
     if then is not None and not done.waits:
         then()
     holder = holder_of(meant.directory) if done.waits and no_wait else None

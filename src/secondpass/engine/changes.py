@@ -9,6 +9,7 @@ What cannot be done is refused, with the reason, and the chain runs on as it was
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +31,8 @@ from secondpass.state import MISSING
 from secondpass.step import CAUGHT, Step
 from secondpass.store.database import NewChain, Store
 from secondpass.store.reader import Unreadable
-from secondpass.store.spool import Command
-from secondpass.task import Task, accepts, describe, with_settings
+from secondpass.store.spool import PREPARATION_LIMIT_S, Command
+from secondpass.task import Task, accepts, code_of, describe, source_has_changed, with_settings
 
 TO_CHAIN = ("start", "stop", "set", "add", "remove", "replace", "drop-state")
 """The commands that change the chain."""
@@ -67,32 +68,56 @@ class Preparation:
         """A task object that came with a command from this process."""
         self._links = chain.links
         self._recent = {stage.name: list(stage.recent) for stage in chain.stages}
+        self._not_set_up = {stage.name for stage in chain.stages if not stage.is_bound}
+        self._began = time.monotonic()
         self._ready = threading.Event()
-        if command.kind in NEW_TASK:
+        self._ending = threading.Lock()
+        if command.kind in NEW_TASK or (command.kind == "start" and command.task in self._not_set_up):
             threading.Thread(target=self._prepare, name=f"secondpass-{command.kind}", daemon=True).start()
         else:
             self._prepare()
 
     @property
     def ready(self) -> bool:
+        if not self._ready.is_set() and time.monotonic() - self._began > PREPARATION_LIMIT_S:
+            self._end(
+                f"to load the code, set the task up and try it took longer than {PREPARATION_LIMIT_S:g} s"
+            )
         return self._ready.is_set()
 
     def wait(self) -> None:
         """Wait until it is ready."""
-        self._ready.wait()
+        while not self.ready:
+            self._ready.wait(1.0)
 
     def _prepare(self) -> None:
+        refusal = None
         try:
             self.change = self._change()
-            index_of(self._links, self.change)
+            at = index_of(self._links, self.change)
             if self.change.to is not None:
                 self._make_ready(self.change.to)
+            elif self.change.kind == "start" and at is not None:
+                self._set_up(self._links[at].task)
         except SecondpassError as error:
-            self.refusal = str(error)
+            refusal = str(error)
         except CAUGHT as error:  # the app's own code is loaded here
-            self.refusal = error_text(error)
-        finally:
+            refusal = error_text(error)
+        self._end(refusal)
+
+    def _end(self, refusal: str | None) -> None:
+        """It is ready, or refused; what comes first counts, be it that it has taken too long."""
+        with self._ending:
+            if self._ready.is_set():
+                self.give_up()
+                return
+            self.refusal = refusal
             self._ready.set()
+
+    def _set_up(self, task: Task[Any]) -> None:
+        """Bind a task that was stopped since the run began, where it runs in this process."""
+        if task.name in self._not_set_up and (self._chain.crew is None or not never_inline(task)):
+            self.step = Step(task, {}, {})
 
     def _change(self) -> Change:
         command = self.command
@@ -120,6 +145,8 @@ class Preparation:
                     f"the app's file has no task {command.task}; it has: {', '.join(by_name) or 'none'}"
                 )
             task = by_name[command.task]
+            if command.kind == "replace":
+                self._refuse_what_is_not_read_again(task, self._old(command.task))
         if command.kind == "replace":
             name = command.task or task.name
             old = self._old(name)
@@ -134,6 +161,16 @@ class Preparation:
         index = index_of(self._links, Change("replace", name))
         assert index is not None
         return self._links[index].task
+
+    @staticmethod
+    def _refuse_what_is_not_read_again(task: Task[Any], old: Task[Any]) -> None:
+        """The app's file is read again, and not what it imports: of that nothing new would come."""
+        code = code_of(task)
+        if code is code_of(old) and (describe(task) == describe(old) or source_has_changed(code)):
+            raise ChangeRefused(
+                f"{old.name} is defined in {code.__module__}, which the app's file imports: a running app reads its own file "
+                f"again and not what that imports. Stop it and run it again, or move the task into the app's file"
+            )
 
     @staticmethod
     def _refuse_other_events(task: Task[Any], old: Task[Any]) -> None:
@@ -287,6 +324,11 @@ class Applied:
         chain.put_aside = self.put_aside
         chain.set_stages(stages)
 
+    def _step_of(self, link: Link) -> Step | None:
+        """The task as it was made ready for this change."""
+        meant = self.change.to if self.change.to is not None else self._old and self._old.task
+        return self._preparation.step if link.task is meant else None
+
     def _stages(self) -> list[Stage]:
         """The chain that runs from here on."""
         chain, found, before = self._chain, self._preparation, {s.name: s for s in self._chain.stages}
@@ -294,6 +336,7 @@ class Applied:
         for link in self.links:
             old = before.get(link.name)
             same = old is not None and old.given is link.task
+            step = self._step_of(link)
             if (
                 old is not None
                 and same
@@ -301,9 +344,10 @@ class Applied:
                 and link.values is old.values
             ):
                 old.stopped = link.stopped
+                if step is not None and not old.is_bound:
+                    old.bind(step)
                 stages.append(old)
                 continue
-            step = found.step if found.change is not None and link.task is found.change.to else None
             elsewhere = step is None and (
                 link.stopped or (chain.crew is not None and never_inline(link.task))
             )

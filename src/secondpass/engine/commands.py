@@ -63,7 +63,15 @@ class _Waiting:
 class Commands:
     """The commands that wait for one app."""
 
-    def __init__(self, store: Store, intake: Intake, chain: Chain, app: App, make_crew: CrewMaker) -> None:
+    def __init__(
+        self,
+        store: Store,
+        intake: Intake,
+        chain: Chain,
+        app: App,
+        make_crew: CrewMaker,
+        began_at: float,
+    ) -> None:
         self._spool = Spool(store.directory) if store.directory is not None else None
         self._store = store
         self._intake = intake
@@ -75,7 +83,7 @@ class Commands:
         self._waiting: list[_Waiting] = []
         self._seen: set[str] = set()
         self._closed = False
-        self._began_at = time.time()
+        self._began_at = began_at
         self._refusal: str | None = None
         """Why the command at hand is left out."""
 

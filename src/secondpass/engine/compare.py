@@ -50,7 +50,10 @@ class Comparison:
             self._list_changes(self.old)
 
     def _by_hand(self, rename: dict[str, str], drop: tuple[str, ...]) -> None:
+        without_state = self._gone_without_state()
         for old, new in rename.items():
+            if old in without_state and new in {d["name"] for d in self.new}:
+                continue  # its settings go on, and whether it is stopped
             sources = self._named(old, self._known, "--rename")
             for task, name in sources:
                 target = (new, name) if "." not in new else _split(new)
@@ -63,9 +66,16 @@ class Comparison:
             self.changes.append(f"state of {old} goes on as {new}")
         self._refuse_two_on_one(drop)
         for old in drop:
+            if old in without_state:
+                continue
             for found in self._named(old, self._known, "--drop"):
                 self.moves[found] = None
             self.changes.append(f"state of {old} is dropped")
+
+    def _gone_without_state(self) -> set[str]:
+        """Tasks that are not there any more and had nothing to remember: to drop them is to let them go."""
+        gone = {d["name"] for d in self.old or []} - {d["name"] for d in self.new}
+        return gone - {task for task, _ in self._known}
 
     def _refuse_two_on_one(self, drop: tuple[str, ...]) -> None:
         """Two states cannot go on as one, and state that goes on elsewhere is not dropped."""

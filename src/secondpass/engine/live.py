@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -27,12 +28,19 @@ KINDS = {"drop-state": "drop"}
 class Live:
     """An app as it runs on from where its store stands."""
 
-    def __init__(self, app: App, store: StoreReader, drop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        app: App,
+        store: StoreReader,
+        drop: tuple[str, ...] = (),
+        rename: Mapping[str, str] | None = None,
+    ) -> None:
         self.file: list[Described] = [describe(task) for task in app.tasks]
         """The chain of the file."""
         self.notes: list[str] = []
-        self._running: list[Described] = store.meta("chain") or self.file
-        before: list[Described] = store.meta("file") or self._running
+        names = rename or {}
+        self._running: list[Described] = _renamed(store.meta("chain") or self.file, names)
+        before: list[Described] = _renamed(store.meta("file") or self._running, names)
         self._before = {d["name"]: d for d in before}
         running = {d["name"]: d for d in self._running}
         tasks: list[Task[Any]] = []
@@ -89,6 +97,11 @@ class Live:
                 f"task {described['name']} was added while the app ran, and cannot be loaded again: {error}. Put it into "
                 f"the app's file, or let it go with its state: --drop {described['name']}"
             ) from error
+
+
+def _renamed(chain: list[Described], names: Mapping[str, str]) -> list[Described]:
+    """A described chain with the tasks' names as the file has them now."""
+    return [{**d, "name": names.get(d["name"], d["name"])} for d in chain]
 
 
 def task_of(where: str, settings: dict[str, Any], options: Options | None = None) -> Task[Any]:

@@ -67,6 +67,7 @@ def run_app(
     if store is not None and fresh and store.is_dir():
         throw_away(app, store, take_over=take_over)
     opened = Store.in_memory() if store is None else Store.open(store, take_over=take_over)
+    began_at = time.time()  # the store is ours: from here on, who asks to end a run means this one
     outbox = Outbox({stream: as_sink(sink) for stream, sink in app.sinks.items()})
     intake: Intake | None = None
     crew: Crew | None = None
@@ -77,7 +78,7 @@ def run_app(
     try:
         if opened.directory is not None:
             hazard = Hazard(opened.directory, opened.progress.position)
-        live = Live(app, opened, drop)
+        live = Live(app, opened, drop, rename)
         app = live.app
         crew = crew_for(app, opened, workers, hazard)
         chain = start_chain(app, opened, summary, rename or {}, drop, live, crew)
@@ -90,7 +91,7 @@ def run_app(
         def make_crew(changed: App) -> Crew | None:
             return crew_for(changed, opened, workers, None)
 
-        commands = Commands(opened, intake, chain, app, make_crew)
+        commands = Commands(opened, intake, chain, app, make_crew, began_at)
         hub = Hub(intake, chain, opened, outbox, summary, commands, app.timetables)
         hub.limit = limit
         hub.ticking = app.ticks

@@ -203,15 +203,21 @@ class Stage:
         self.busy_s = 0.0
         self._step: Step | None = None
         if step is not None:
-            self._bind(step)
+            self.bind(step)
         elif not elsewhere:
             self._bound()
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the task is set up in this process."""
+        return self._step is not None
+
     def _bound(self) -> Step:
         """The task bound to this stage, set up when it is first needed: both ways of running share it."""
-        return self._step or self._bind(Step(self.given, {}, {}))
+        return self._step or self.bind(Step(self.given, {}, {}))
 
-    def _bind(self, step: Step) -> Step:
+    def bind(self, step: Step) -> Step:
+        """Run the task as it is set up there."""
         self._step = step
         self._call = call_of(step.task)
         return step

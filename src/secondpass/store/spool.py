@@ -20,6 +20,8 @@ from secondpass.errors import StoreError
 from secondpass.failpoints import failpoint
 
 DIRECTORY = "commands"
+PREPARATION_LIMIT_S = 120.0
+"""So long the app may load, set up and try what a command brings in: those that come after it wait for it."""
 _TICK_NS = 2_000_000_000  # the coarsest clock of a file system in use
 
 
