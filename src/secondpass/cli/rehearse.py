@@ -41,7 +41,7 @@ from secondpass.errors import OutputError
 if TYPE_CHECKING:
     from secondpass.engine.rehearse import Rehearsal
 
-NICE = 10
+NICE = 19
 SPARKS = " ▁▂▃▄▅▆▇█"
 COLUMNS = 60
 FIRST = 10

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from secondpass.app import MAIN, App
 from secondpass.engine.recorded import Recorded, outputs_from
 from secondpass.engine.replay import Base, Commanded, Replay, records_of
+from secondpass.engine.seek import Seeker
 from secondpass.engine.trail import Called, Changed, Place, Touched, Trail, Watch
-from secondpass.engine.walk import Walk
 from secondpass.errors import InputError, NotRepeated, SettingsError
 from secondpass.event import UntypedEvent
 from secondpass.record import DeadLetter, Refused, Retry, error_text, trace_text
@@ -174,6 +174,7 @@ class Explainer:
         self._app = app
         self._store = store
         self._bases = bases
+        self._seeker = Seeker(app, store)
         self.told: Callable[[int, int], None] = lambda _since, _upto: None
         """What is run again, for whoever waits."""
 
@@ -213,8 +214,16 @@ class Explainer:
         return found
 
     def _from(self, base: Base, positions: set[int]) -> dict[int, Explanation]:
-        watch = _Compared(positions, Recorded(self._store, self._app.streams, base.numbers, base.letters))
-        self._walk(base, max(positions) + 1, watch)
+        recorded = Recorded(self._store, self._app.streams, base.numbers, base.letters)
+        watch = _Compared(positions, recorded)
+        self.told(base.position, max(positions) + 1)
+        walk, epochs = self._seeker.forward(base, min(positions), max(positions) + 1, recorded)
+        near = walk.position
+        try:
+            walk.watched_by(watch, watch.make)
+            walk.run()
+        finally:
+            walk.close()
         missing = {
             touched.place
             for trail in watch.trails.values()
@@ -222,19 +231,13 @@ class Explainer:
             for touched in call.reads
             if touched.by is None and touched.before is not MISSING
         }
-        older, why = self._before(base, missing)
+        older = {} if epochs is None else self._seeker.writers(base, near, missing, epochs)
+        before, why = self._before(base, missing - set(older))
+        older |= before
         return {
             position: self._explanation(trail, watch, base, older, why)
             for position, trail in watch.trails.items()
         }
-
-    def _walk(self, base: Base, upto: int, watch: Watch) -> None:
-        self.told(base.position, upto)
-        walk = Walk(self._store, self._app, base, upto, watch, watch.make)
-        try:
-            walk.run()
-        finally:
-            walk.close()
 
     def _before(self, base: Base, wanted: set[Place]) -> tuple[dict[Place, Changed], str]:
         """Who changed these cells before a base; and why some are not known."""
@@ -246,13 +249,12 @@ class Explainer:
             except (InputError, NotRepeated) as error:
                 return found, f"before position {upto}, from where nothing can be run again: {error}"
             try:
-                watch = Watch(set())
-                self._walk(older, upto, watch)
+                self.told(older.position, upto)
+                here = self._seeker.writers(older, upto, wanted)
             except (InputError, NotRepeated) as error:
                 return found, f"before position {upto}: {error}"
             finally:
                 older.close()
-            here = {place: watch.changed[place] for place in wanted if place in watch.changed}
             found |= here
             wanted = wanted - set(here)
             upto = older.position

@@ -218,6 +218,8 @@ def _open(app: App, store: StoreReader, base: Base) -> _Sources:
     try:
         return _Sources(sources, places, follow=False, accept=False)
     except InputError as error:
+        if not any(places):
+            raise
         # A file may have been moved, and one that was rotated since is found by who follows it. What left the log is gone.
         for follow in () if any(isinstance(source, LogSource) for source in sources) else (False, True):
             try:

@@ -71,7 +71,7 @@ class Walk:
         onlooker: Onlooker | None = None,
         make: Callable[[Link], Step] | None = None,
     ) -> None:
-        self.log = Replay(store, app, base, upto)
+        self.replay = Replay(store, app, base, upto)
         self.now = base.now
         self._onlooker = onlooker or Onlooker()
         self._make = make or _plain_step
@@ -85,16 +85,31 @@ class Walk:
 
     def close(self) -> None:
         """Let go of the sources."""
-        self.log.close()
+        self.replay.close()
+
+    def watched_by(self, onlooker: Onlooker, make: Callable[[Link], Step]) -> None:
+        """Let somebody look on from here."""
+        self._onlooker, self._make, self._steps = onlooker, make, []
+        self._set_up()
 
     @property
     def position(self) -> int:
         """The position of the next record."""
-        return self.log.position
+        return self.replay.position
 
-    def run(self) -> None:
-        """Go through the log to its end, or to `upto`."""
-        while (item := self.log.next(RECORDS_AT_ONCE)) is not None:
+    def take_over(self) -> None:
+        """Go on from where somebody else has brought replay and standing."""
+        self.now = self.replay.now
+        self._steps = []
+        self._set_up()
+
+    def run(self, upto: int | None = None) -> None:
+        """Go through the log to its end, or up to a position."""
+        end = self.replay.end if upto is None else upto
+        while (left := end - self.position) > 0:
+            item = self.replay.next(min(left, RECORDS_AT_ONCE))
+            if item is None:
+                break
             if isinstance(item, Epoch):
                 for position, record, now in records_of(item):
                     self.now = now
@@ -164,7 +179,9 @@ class Walk:
                 onlooker.passed_by(step, event, path, "stopped" if link.stopped else "type")
                 continue
             try:
-                verdict = self.log.verdicts.get((position, link.name, path)) if self.log.verdicts else None
+                verdict = (
+                    self.replay.verdicts.get((position, link.name, path)) if self.replay.verdicts else None
+                )
                 if verdict is not None and verdict.crc == event_crc(event):
                     raise Told(verdict.error, verdict.traceback)
                 results, branched = step.call(event, position, self.now, path)
