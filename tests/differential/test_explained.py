@@ -123,7 +123,7 @@ def test_who_changed_what_was_read_is_who_did(
     part: int, seed: int, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(part, CASES, PARTS):
-        case = cases.generate(f"{seed} explained {number}", timed=False)
+        case = cases.generate(f"{seed} explained {number}")
         found = ran(case, directory)
         if found is not None:
             app, store = found

@@ -21,7 +21,7 @@ from secondpass.engine.seek import Seeker
 from secondpass.engine.trail import Called, Changed, Place, Touched, Trail, Watch
 from secondpass.errors import InputError, NotRepeated, SettingsError
 from secondpass.event import UntypedEvent
-from secondpass.record import DeadLetter, Refused, Retry, error_text, trace_text
+from secondpass.record import DeadLetter, Firing, Late, Refused, Retry, Tick, error_text, trace_text
 from secondpass.state import MISSING
 from secondpass.store.reader import StoreReader
 from secondpass.task import Task
@@ -29,7 +29,7 @@ from secondpass.task import Task
 BACK_AT_ONCE = 20
 """So many events are explained at most for each step back."""
 
-Outcome = Literal["passed", "changed", "emitted", "dropped", "failed", "passed by"]
+Outcome = Literal["passed", "changed", "emitted", "dropped", "failed", "passed by", "fired"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class Call:
     logged: tuple[str, ...] = ()
     error: str = ""
     traceback: str = ""
+    timer: str = ""
+    """The timer or schedule whose call it was; then the event tells its key and its time."""
     why: str = ""
     """Why it passed the event by: it was stopped, or handles other types."""
 
@@ -126,9 +128,9 @@ class Explanation:
 
     app: str
     position: int
-    kind: Literal["event", "retry", "refused", "command"]
+    kind: Literal["event", "retry", "refused", "tick", "command"]
     event: Any
-    """The event; of a command its details; of a refused record None."""
+    """The event; of a command its details; of a refused record and of a tick None."""
     now: float
     """The stream's time at it."""
     calls: tuple[Call, ...]
@@ -316,6 +318,10 @@ def _kind(record: Any) -> tuple[Any, Any, bytes]:
         return "retry", record.event, b""
     if isinstance(record, Commanded):
         return "command", record.details, b""
+    if isinstance(record, Tick):
+        return "tick", None, b""
+    if isinstance(record, Late):
+        return "event", record.event, b""
     return "event", record, b""
 
 
@@ -323,10 +329,13 @@ def _call(call: Called, older: dict[Place, Changed], why: str) -> Call:
     task = call.task
     assert task is not None
     outcome: Outcome
+    timer = call.event.timer if isinstance(call.event, Firing) else ""
     if call.passed_by:
         outcome = "passed by"
     elif call.error is not None:
         outcome = "failed"
+    elif timer:
+        outcome = "emitted" if call.results else "fired"
     elif call.branched:
         outcome = "emitted" if call.results else "dropped"
     elif not call.results:
@@ -348,6 +357,7 @@ def _call(call: Called, older: dict[Place, Changed], why: str) -> Call:
         logged=tuple(call.logged),
         error="" if call.error is None else error_text(call.error),
         traceback="" if call.error is None else trace_text(call.error),
+        timer=timer,
         why=call.passed_by,
     )
 
@@ -411,8 +421,8 @@ def positions_where(app: App, store: StoreReader, base: Base, fields: dict[str, 
         for item in log:
             if not isinstance(item, tuple):
                 for position, record, _ in records_of(item):
-                    event = record.event if isinstance(record, (Retry, DeadLetter)) else record
-                    if not isinstance(event, Refused) and _has(event, fields):
+                    event = record.event if isinstance(record, (Retry, DeadLetter, Late)) else record
+                    if not isinstance(event, (Refused, Tick)) and _has(event, fields):
                         yield position
     finally:
         log.close()
