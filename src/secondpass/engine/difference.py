@@ -76,6 +76,8 @@ class Rates:
 
     def add(self, stream: str, at: float, recorded: int, rehearsed: int) -> None:
         """So many outputs at a time."""
+        if not math.isfinite(at):
+            return  # before the stream has a time
         if math.isnan(self.begin):
             self.begin = at
         number = max(0, int((at - self.begin) // self.width_s))
