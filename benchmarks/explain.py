@@ -147,7 +147,7 @@ def rehearse(directory: Path, events: int, rounds: int) -> None:
 
 
 def live(directory: Path, rounds: int, workers: str, spin: str) -> float:
-    """How much longer a run takes beside a rehearsal that never ends."""
+    """How much longer a run takes beside a rehearsal that never ends, in the same session of the machine."""
     ratios = []
     for _ in range(rounds):
         alone = run(directory, "live", "--workers", workers, SPIN=spin)[0]
@@ -156,7 +156,7 @@ def live(directory: Path, rounds: int, workers: str, spin: str) -> float:
         )
         beside = subprocess.Popen(
             ["sh", "-c", loop, sys.executable], cwd=directory, env={**os.environ, "SINK": "with.jsonl"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0,
         )  # fmt: skip
         time.sleep(1.0)  # until it runs at full speed
         try:
