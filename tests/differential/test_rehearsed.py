@@ -162,7 +162,7 @@ def wrong(case: cases.Case, app: App, directory: Path, workers: int = 0) -> str 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_rehearsal_gives_what_the_plain_loop_gives(part: int, seed: int, directory: Path) -> None:
     for number in range(part, CASES, PARTS):
-        case = cases.generate(f"{seed} rehearsed {number}", timed=False)
+        case = cases.generate(f"{seed} rehearsed {number}")
         found = ran(case, directory)
         if found is not None:
             told = wrong(case, *found)
@@ -172,7 +172,7 @@ def test_a_rehearsal_gives_what_the_plain_loop_gives(part: int, seed: int, direc
 def test_a_rehearsal_on_workers_gives_what_the_plain_loop_gives(seed: int, directory: Path) -> None:
     done = 0
     for number in range(200):
-        case = cases.generate(f"{seed} rehearsed on workers {number}", timed=False)
+        case = cases.generate(f"{seed} rehearsed on workers {number}")
         found = ran(case, directory) if len(case.log) > 20 else None
         if found is not None:
             told = wrong(case, *found, workers=2)

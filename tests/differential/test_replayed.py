@@ -102,6 +102,6 @@ def behind(left: Left, base: Base) -> Left:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_generated_app_gives_again_what_its_store_holds(part: int, seed: int, directory: Path) -> None:
     for number in range(part, CASES, PARTS):
-        case = cases.generate(f"{seed} replayed {number}", timed=False)
+        case = cases.generate(f"{seed} replayed {number}")
         found = wrong(case, directory)
         assert found is None, f"{found}\n{case}"

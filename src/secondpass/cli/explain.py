@@ -182,6 +182,7 @@ def _call(call: Call) -> CallReport:
         task=call.task,
         path=list(call.path),
         outcome=call.outcome,
+        timer=call.timer or None,
         event=_plain(call.event),
         results=[_plain(e) for e in call.results],
         reads=[_read(r) for r in call.reads],
@@ -284,13 +285,16 @@ def _lines(report: ExplainReport, command: str) -> Iterator[str]:
         )
         return
     again = "sent again: " if report.kind == "retry" else ""
-    yield again + (_told(report.event) if report.event is not None else text.one_line(report.raw))
+    if report.kind == "tick":
+        yield "time that passed without an event"
+    else:
+        yield again + (_told(report.event) if report.event is not None else text.one_line(report.raw))
     root = _Node("")
     nodes: dict[tuple[int, ...], _Node] = {(): root}
     for call in report.calls:
         path = tuple(call.path)
         if path not in nodes:
-            nodes[path] = _parent(nodes, path).add(_told(call.event))
+            nodes[path] = _parent(nodes, path).add(_due(call) if call.timer else _told(call.event))
         passed_on = [len(c.path) > len(path) and c.path[: len(path)] == call.path for c in report.calls]
         _add_call(nodes[path].add(_headline(call)), call, command, passed_on)
     for output in report.outputs:
@@ -300,6 +304,12 @@ def _lines(report: ExplainReport, command: str) -> Iterator[str]:
         if not letter.task:
             root.add(click.style("refused", fg="yellow") + f": {text.one_line(letter.error)}")
     yield from root.lines()
+
+
+def _due(call: CallReport) -> str:
+    """A timer that fired."""
+    key = "" if call.event["key"] is None else f"[{_told(call.event['key'])}]"
+    return f"{call.timer}{key} of {call.task}, due at {text.stream_time(call.event['time'])}"
 
 
 def _parent(nodes: dict[tuple[int, ...], _Node], path: tuple[int, ...]) -> _Node:
@@ -313,8 +323,12 @@ def _headline(call: CallReport) -> str:
     if call.outcome == "passed by":
         why = "it is stopped" if call.why == "stopped" else "it handles other types"
         return f"{name} passed it by: {why}"
+    if call.timer:
+        name = f"{name}.{call.timer}"
     if call.outcome == "failed":
         return f"{name} {click.style('failed', fg='red')}: {text.one_line(call.error or '')}"
+    if call.outcome == "fired":
+        return f"{name} put nothing out"
     if call.outcome == "passed":
         return f"{name} passed it"
     if call.outcome == "dropped":

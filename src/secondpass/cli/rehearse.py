@@ -41,7 +41,7 @@ from secondpass.errors import OutputError
 if TYPE_CHECKING:
     from secondpass.engine.rehearse import Rehearsal
 
-NICE = 10
+NICE = 19
 SPARKS = " ▁▂▃▄▅▆▇█"
 COLUMNS = 60
 FIRST = 10
@@ -101,27 +101,28 @@ def rehearse(
     from secondpass.engine.rehearse import rehearse as run
     from secondpass.store.reader import StoreReader
 
-    loaded = load_app(app)
-    if code is not None:
-        from secondpass.loading import load_again
+    with _low_priority():
+        loaded = load_app(app)
+        if code is not None:
+            from secondpass.loading import load_again
 
-        again = load_again(loaded, code.resolve())
-        loaded.tasks = again.tasks
-    directory = find_store(app, store)
-    opened = StoreReader.open_to_read(directory)
-    try:
-        with quietly(), _low_priority():
-            found = run(
-                loaded,
-                opened,
-                settings=_settings(settings),
-                without=without,
-                begin=None if begin is None else moment(begin),
-                end=None if end is None else moment(end),
-                workers=workers,
-            )
-    finally:
-        opened.close()
+            again = load_again(loaded, code.resolve())
+            loaded.tasks = again.tasks
+        directory = find_store(app, store)
+        opened = StoreReader.open_to_read(directory)
+        try:
+            with quietly():
+                found = run(
+                    loaded,
+                    opened,
+                    settings=_settings(settings),
+                    without=without,
+                    begin=None if begin is None else moment(begin),
+                    end=None if end is None else moment(end),
+                    workers=workers,
+                )
+        finally:
+            opened.close()
     command = ["secondpass", "explain", app, *(["--store", str(store)] if store is not None else [])]
     report = report_of(found, str(directory), shlex.join(command))
     if html is not None:
@@ -140,7 +141,10 @@ def rehearse(
 
 @contextlib.contextmanager
 def _low_priority() -> Generator[None]:
-    """Leave the processor to the app where it runs; workers that are started inside inherit that."""
+    """Leave the processor to the app where it runs; workers that are started inside inherit that.
+
+    Where the kernel groups processes by session, it counts within one session (autogroup); a service has its own weight.
+    """
     before = os.getpriority(os.PRIO_PROCESS, 0)
     os.setpriority(os.PRIO_PROCESS, 0, max(before, NICE))
     try:

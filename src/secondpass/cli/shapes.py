@@ -436,7 +436,10 @@ class CallReport(Shape):
     path: Annotated[
         list[int], says("the event's index in each list that it was emitted in; empty for the record's own")
     ]
-    outcome: Literal["passed", "changed", "emitted", "dropped", "failed", "passed by"]
+    outcome: Literal["passed", "changed", "emitted", "dropped", "failed", "passed by", "fired"]
+    timer: Annotated[
+        str | None, says("the timer or schedule that called it; `event` is its key and time then")
+    ]
     event: Any
     results: Annotated[list[Any], says("the events that it put out")]
     reads: list[ReadReport]
@@ -465,7 +468,7 @@ class ExplainReport(Shape):
 
     app: str
     position: int
-    kind: Literal["event", "retry", "refused", "command"]
+    kind: Literal["event", "retry", "refused", "tick", "command"]
     event: Annotated[Any, says("of a command its details; null for what was no event")]
     raw: Annotated[str, says("the input, where it was no event")]
     now: Annotated[float | None, says("the stream's time at it")]

@@ -17,7 +17,7 @@ from secondpass.engine.outbox import decode_plain, encode_json
 from secondpass.engine.recorded import _sorted, _unordered
 from secondpass.engine.replay import records_of
 from secondpass.engine.summary import merge_tally
-from secondpass.record import DeadLetter, Retry
+from secondpass.record import DeadLetter, Late, Retry
 from secondpass.reference import Tally
 from secondpass.store.format import OutputRow
 from secondpass.store.reader import StoreReader
@@ -76,6 +76,8 @@ class Rates:
 
     def add(self, stream: str, at: float, recorded: int, rehearsed: int) -> None:
         """So many outputs at a time."""
+        if not math.isfinite(at):
+            return  # before the stream has a time
         if math.isnan(self.begin):
             self.begin = at
         number = max(0, int((at - self.begin) // self.width_s))
@@ -217,7 +219,7 @@ class Comparison:
         found.rehearsed += len(lines)
         if not was and not lines:
             return
-        nows = epoch.nows() if epoch.events else [epoch.now] * epoch.count
+        nows = epoch.nows() if epoch.events or epoch.tick is not None else [epoch.now] * epoch.count
         for at in was_at:
             self.rates.add(name, nows[at - epoch.first], 1, 0)
         for at in positions:
@@ -288,4 +290,4 @@ def _unmatched(was: list[bytes], lines: list[bytes], events: list[Any]) -> tuple
 
 def _event_at(epoch: Epoch, position: int) -> Any:
     record = next(record for at, record, _ in records_of(epoch) if at == position)
-    return record.event if isinstance(record, (DeadLetter, Retry)) else record
+    return record.event if isinstance(record, (DeadLetter, Late, Retry)) else record

@@ -17,11 +17,11 @@ from typing import Any, Literal
 from secondpass.app import MAIN, App
 from secondpass.engine.recorded import Recorded, outputs_from
 from secondpass.engine.replay import Base, Commanded, Replay, records_of
+from secondpass.engine.seek import Seeker
 from secondpass.engine.trail import Called, Changed, Place, Touched, Trail, Watch
-from secondpass.engine.walk import Walk
 from secondpass.errors import InputError, NotRepeated, SettingsError
 from secondpass.event import UntypedEvent
-from secondpass.record import DeadLetter, Refused, Retry, error_text, trace_text
+from secondpass.record import DeadLetter, Firing, Late, Refused, Retry, Tick, error_text, trace_text
 from secondpass.state import MISSING
 from secondpass.store.reader import StoreReader
 from secondpass.task import Task
@@ -29,7 +29,7 @@ from secondpass.task import Task
 BACK_AT_ONCE = 20
 """So many events are explained at most for each step back."""
 
-Outcome = Literal["passed", "changed", "emitted", "dropped", "failed", "passed by"]
+Outcome = Literal["passed", "changed", "emitted", "dropped", "failed", "passed by", "fired"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class Call:
     logged: tuple[str, ...] = ()
     error: str = ""
     traceback: str = ""
+    timer: str = ""
+    """The timer or schedule whose call it was; then the event tells its key and its time."""
     why: str = ""
     """Why it passed the event by: it was stopped, or handles other types."""
 
@@ -126,9 +128,9 @@ class Explanation:
 
     app: str
     position: int
-    kind: Literal["event", "retry", "refused", "command"]
+    kind: Literal["event", "retry", "refused", "tick", "command"]
     event: Any
-    """The event; of a command its details; of a refused record None."""
+    """The event; of a command its details; of a refused record and of a tick None."""
     now: float
     """The stream's time at it."""
     calls: tuple[Call, ...]
@@ -174,6 +176,7 @@ class Explainer:
         self._app = app
         self._store = store
         self._bases = bases
+        self._seeker = Seeker(app, store)
         self.told: Callable[[int, int], None] = lambda _since, _upto: None
         """What is run again, for whoever waits."""
 
@@ -213,8 +216,16 @@ class Explainer:
         return found
 
     def _from(self, base: Base, positions: set[int]) -> dict[int, Explanation]:
-        watch = _Compared(positions, Recorded(self._store, self._app.streams, base.numbers, base.letters))
-        self._walk(base, max(positions) + 1, watch)
+        recorded = Recorded(self._store, self._app.streams, base.numbers, base.letters)
+        watch = _Compared(positions, recorded)
+        self.told(base.position, max(positions) + 1)
+        walk, epochs = self._seeker.forward(base, min(positions), max(positions) + 1, recorded)
+        near = walk.position
+        try:
+            walk.watched_by(watch, watch.make)
+            walk.run()
+        finally:
+            walk.close()
         missing = {
             touched.place
             for trail in watch.trails.values()
@@ -222,19 +233,13 @@ class Explainer:
             for touched in call.reads
             if touched.by is None and touched.before is not MISSING
         }
-        older, why = self._before(base, missing)
+        older = {} if epochs is None else self._seeker.writers(base, near, missing, epochs)
+        before, why = self._before(base, missing - set(older))
+        older |= before
         return {
             position: self._explanation(trail, watch, base, older, why)
             for position, trail in watch.trails.items()
         }
-
-    def _walk(self, base: Base, upto: int, watch: Watch) -> None:
-        self.told(base.position, upto)
-        walk = Walk(self._store, self._app, base, upto, watch, watch.make)
-        try:
-            walk.run()
-        finally:
-            walk.close()
 
     def _before(self, base: Base, wanted: set[Place]) -> tuple[dict[Place, Changed], str]:
         """Who changed these cells before a base; and why some are not known."""
@@ -246,13 +251,12 @@ class Explainer:
             except (InputError, NotRepeated) as error:
                 return found, f"before position {upto}, from where nothing can be run again: {error}"
             try:
-                watch = Watch(set())
-                self._walk(older, upto, watch)
+                self.told(older.position, upto)
+                here = self._seeker.writers(older, upto, wanted)
             except (InputError, NotRepeated) as error:
                 return found, f"before position {upto}: {error}"
             finally:
                 older.close()
-            here = {place: watch.changed[place] for place in wanted if place in watch.changed}
             found |= here
             wanted = wanted - set(here)
             upto = older.position
@@ -314,6 +318,10 @@ def _kind(record: Any) -> tuple[Any, Any, bytes]:
         return "retry", record.event, b""
     if isinstance(record, Commanded):
         return "command", record.details, b""
+    if isinstance(record, Tick):
+        return "tick", None, b""
+    if isinstance(record, Late):
+        return "event", record.event, b""
     return "event", record, b""
 
 
@@ -321,10 +329,13 @@ def _call(call: Called, older: dict[Place, Changed], why: str) -> Call:
     task = call.task
     assert task is not None
     outcome: Outcome
+    timer = call.event.timer if isinstance(call.event, Firing) else ""
     if call.passed_by:
         outcome = "passed by"
     elif call.error is not None:
         outcome = "failed"
+    elif timer:
+        outcome = "emitted" if call.results else "fired"
     elif call.branched:
         outcome = "emitted" if call.results else "dropped"
     elif not call.results:
@@ -346,6 +357,7 @@ def _call(call: Called, older: dict[Place, Changed], why: str) -> Call:
         logged=tuple(call.logged),
         error="" if call.error is None else error_text(call.error),
         traceback="" if call.error is None else trace_text(call.error),
+        timer=timer,
         why=call.passed_by,
     )
 
@@ -409,8 +421,8 @@ def positions_where(app: App, store: StoreReader, base: Base, fields: dict[str, 
         for item in log:
             if not isinstance(item, tuple):
                 for position, record, _ in records_of(item):
-                    event = record.event if isinstance(record, (Retry, DeadLetter)) else record
-                    if not isinstance(event, Refused) and _has(event, fields):
+                    event = record.event if isinstance(record, (Retry, DeadLetter, Late)) else record
+                    if not isinstance(event, (Refused, Tick)) and _has(event, fields):
                         yield position
     finally:
         log.close()

@@ -225,16 +225,13 @@ class Intake:
             if reason is None and at <= self._horizon:
                 kept.append(i)
                 continue
-            if reason is None and self._max_ahead_s is not None:
-                reason = (
-                    f"`time` is {at!r}, {at - self._came_at:.0f} s ahead of the clock, which was at {self._came_at:.0f}: more than "
-                    f"max_ahead_s={self._max_ahead_s:g}"
-                )
+            if reason is None:
+                reason = too_far_ahead(at, self._came_at, self._max_ahead_s or 0.0)
                 ahead.append(origin[i])
             if first + origin[i] == 0 and LATEST_TIME_S < at < math.inf:
                 # The very first event: the whole stream is in another unit, not one event of it.
                 raise InputError(f"{self._feeds[0].name}: {reason}")
-            refused[origin[i]] = DeadLetter(-1, INTAKE, reason or "", "", events[i])
+            refused[origin[i]] = DeadLetter(-1, INTAKE, reason, "", events[i])
         return [events[i] for i in kept], [origin[i] for i in kept], [times[i] for i in kept]
 
     def places_at(self, index: int) -> list[Any]:
@@ -335,6 +332,14 @@ class Intake:
         """Let go of all sources."""
         for feed in self._feeds:
             feed.reader.close()
+
+
+def too_far_ahead(at: float, clock: float, max_ahead_s: float) -> str:
+    """Why an event is set aside that is too far ahead of the clock."""
+    return (
+        f"`time` is {at!r}, {at - clock:.0f} s ahead of the clock, which was at {clock:.0f}: more than "
+        f"max_ahead_s={max_ahead_s:g}"
+    )
 
 
 def _batch_of(records: list[Any]) -> Batch:

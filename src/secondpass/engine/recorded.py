@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from secondpass import codec
+from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.outbox import decode_events, decode_plain, encode_events, encode_json
 from secondpass.errors import NotRepeated, OutputError, SecondpassError
 from secondpass.record import INTAKE, DeadLetter
@@ -65,6 +66,27 @@ class _Stream:
         self.number += 1
         self._look()
         return self.number - 1
+
+    def put_out_all(self, positions: list[int], events: list[Any]) -> None:
+        """The re-run gives these outputs; many at once where they are the same."""
+        done = 0
+        while done < len(events):
+            row = self._row()
+            if row is not None and row.format == "json":
+                at = self.number - row.first
+                count = min(len(events) - done, row.count - at)
+                lines = encode_json(events[done : done + count]).splitlines()
+                if (
+                    row.positions[at : at + count] == positions[done : done + count]
+                    and self._lines(row)[at : at + count] == lines
+                ):
+                    self.compared += count
+                    self.number += count
+                    self._look()
+                    done += count
+                    continue
+            self.put_out(positions[done], events[done])
+            done += 1
 
     def missing(self, position: int) -> NotRepeated:
         """The store has an output of this position, and the re-run has not."""
@@ -164,6 +186,18 @@ class Recorded:
         if found is None:
             found = self._streams[stream] = _Stream(self._store, stream, 0)
         return found.put_out(position, event)
+
+    def epoch(self, epoch: Epoch, outcome: Outcome) -> None:
+        """The re-run gives all of this."""
+        for stream, (events, where) in outcome.streams.items():
+            if events:
+                found = self._streams.get(stream) or self._streams.setdefault(
+                    stream, _Stream(self._store, stream, 0)
+                )
+                found.put_out_all([epoch.first + i for i in where], events)
+        for letter in outcome.letters:
+            self.set_aside(letter)
+        self.end(epoch.first + epoch.count - 1)
 
     def set_aside(self, letter: DeadLetter) -> int:
         """The re-run sets this aside: the number of the dead letter."""

@@ -8,20 +8,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 from secondpass.app import App
 from secondpass.connectors.contract import Batch
 from secondpass.engine.epoch import Epoch
-from secondpass.engine.intake import Intake, _batch_of
+from secondpass.engine.intake import Intake, _batch_of, too_far_ahead
 from secondpass.engine.live import Described
 from secondpass.engine.outbox import decode_event
 from secondpass.engine.pushed import LogSource, places_of, sources_of
 from secondpass.errors import InputError, NotRepeated, OutputError
-from secondpass.record import Retry, Verdict
+from secondpass.event import LATEST_TIME_S
+from secondpass.record import INTAKE, DeadLetter, Late, Refused, Retry, Tick, Verdict, refuse_time
 from secondpass.store.reader import StoreReader
 
 _ENTRIES_AT_ONCE = 1000
@@ -76,12 +78,6 @@ class Replay:
     """The records of an app from a base on, up to a position or to where its store stands."""
 
     def __init__(self, store: StoreReader, app: App, base: Base, upto: int | None = None) -> None:
-        timed = [task.name for task in app.tasks if type(task)._shape.timers]
-        if timed:
-            raise NotRepeated(
-                f"{timed[0]} has timers, and what fired them is not read again yet: an app with timers can be neither "
-                f"explained nor rehearsed"
-            )
         self._store = store
         self.position = base.position
         self.now = base.now
@@ -103,6 +99,7 @@ class Replay:
             if number <= base.entries:  # it may be about an event behind the base
                 self._judge(details)
         self._sources = _open(app, store, base)
+        self._sources.ahead_s = math.inf if app.max_ahead_s is None else app.max_ahead_s
         self._bound()
 
     def close(self) -> None:
@@ -156,6 +153,13 @@ class Replay:
             self._sources.plan = deque((int(i), int(n)) for i, n in details)
         elif kind == "verdict":
             self._judge(details)
+        elif kind == "ahead":
+            self._sources.look_ahead(details["positions"], details["clock"])
+        elif kind == "tick":
+            self.position += 1
+            epoch = Epoch.of_tick(0, position, details["time"], self.now, [])
+            self.now = epoch.now_after
+            return epoch
         elif kind not in ("drop", "left out", "timetable"):
             raise NotRepeated(
                 f"the history holds an entry of the kind {kind!r}, which this secondpass does not know"
@@ -218,6 +222,8 @@ def _open(app: App, store: StoreReader, base: Base) -> _Sources:
     try:
         return _Sources(sources, places, follow=False, accept=False)
     except InputError as error:
+        if not any(places):
+            raise
         # A file may have been moved, and one that was rotated since is found by who follows it. What left the log is gone.
         for follow in () if any(isinstance(source, LogSource) for source in sources) else (False, True):
             try:
@@ -248,6 +254,8 @@ class _Sources(Intake):
         super().__init__(sources, places, follow=follow, accept=accept)
         self._bounds: list[int] = []
         self.intake_time = 0.0
+        self.ahead: set[int] = set()
+        self.ahead_s = math.inf
         self.plan: deque[tuple[int, int]] = deque()
         """Of so many records from which source an epoch consisted that took them by arrival."""
 
@@ -289,14 +297,44 @@ class _Sources(Intake):
     def _clock(self) -> float:
         return self.intake_time
 
+    def _refuse_times(
+        self,
+        events: list[Any],
+        origin: Sequence[int],
+        times: list[float],
+        refused: dict[int, Refused | DeadLetter | Late],
+        ahead: list[int],  # noqa: ARG002 - it is recorded already
+        first: int,
+    ) -> tuple[list[Any], list[int], list[float]]:
+        """What was too far ahead of the clock then is so again."""
+        kept: list[int] = []
+        for i, at in enumerate(times):
+            reason = refuse_time(at)
+            if reason is None and first + origin[i] in self.ahead:
+                reason = too_far_ahead(at, self._came_at, self.ahead_s)
+            if reason is None:
+                kept.append(i)
+            else:
+                refused[origin[i]] = DeadLetter(-1, INTAKE, reason, "", events[i])
+        return [events[i] for i in kept], [origin[i] for i in kept], [times[i] for i in kept]
+
+    def look_ahead(self, positions: Iterable[int], clock: float) -> None:
+        """These positions are too far ahead of the clock, as it stood then."""
+        self.ahead, self._came_at = set(positions), clock
+        self._horizon = min(clock + self.ahead_s, LATEST_TIME_S)
+
 
 def records_of(epoch: Epoch) -> Iterator[tuple[int, Any, float]]:
     """The records of an epoch, each with its position and the stream's time at it."""
     found: dict[int, Any] = dict(zip(epoch.origin, epoch.events, strict=True))
-    nows = epoch.nows() if epoch.events else [epoch.now] * epoch.count
+    nows = epoch.nows() if epoch.events or epoch.tick is not None else [epoch.now] * epoch.count
     for index in range(epoch.count):
         record = found.get(index, epoch.refused.get(index))
-        yield epoch.first + index, record if epoch.retry is None else epoch.retry, nows[index]
+        if epoch.retry is not None:
+            record = epoch.retry
+        elif epoch.tick is not None:
+            record = Tick(epoch.tick)
+        yield epoch.first + index, record, nows[index]
 
 
 __all__ = ["Base", "Commanded", "Item", "Replay", "Restarted", "records_of"]

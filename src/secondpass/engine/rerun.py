@@ -43,10 +43,14 @@ class Rerun:
         self.busy_s: dict[str, float] = {}
         self._chain = self._new_chain()
 
-    def close(self) -> None:
-        """End the workers, let go of the sources."""
+    def dismiss(self) -> None:
+        """End the workers."""
         if self._crew is not None:
             self._crew.close()
+
+    def close(self) -> None:
+        """End the workers, let go of the sources."""
+        self.dismiss()
         self.replay.close()
 
     def changed(self) -> None:

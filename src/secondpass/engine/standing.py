@@ -141,7 +141,7 @@ class Standing:
             codecs = codecs_of(self._app.tasks)
         wanted = {(name, n): codecs[name, n] for n in missing if (name, n) in codecs}
         for (_, n), cells in self._base.snapshot.load(wanted).items():
-            if left.declared[n]["kind"] == "table":
+            if left.declared[n]["kind"] != "value":
                 left.cells[n] = cells
             elif None in cells:
                 left.values[n] = cells[None]

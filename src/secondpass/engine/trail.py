@@ -15,7 +15,8 @@ from secondpass.engine.replay import Restarted
 from secondpass.engine.walk import Onlooker
 from secondpass.state import MISSING, CallValues, Moment, Table, TableSpec
 from secondpass.step import Step
-from secondpass.task import Task, attach
+from secondpass.task import Task, attach, attach_state
+from secondpass.timers import Pending
 
 READS_TOLD = 200
 """Of one call; a task that goes through a whole table reads them all."""
@@ -145,6 +146,14 @@ class Watch(Onlooker):
         elif all(touched.place != place for touched in call.reads):
             call.reads.append(Touched(place, entry, expired=expired, by=self.changed.get(place)))
 
+    def scheduled(self, step: Step, name: str, time: float) -> None:  # noqa: ARG002 - as above
+        self.changed[Place(step.task.name, name, None)] = self._record
+
+    def fires(self, step: Step, due: Pending, following: Any) -> None:
+        place = Place(step.task.name, due.name, due.key)
+        self.read(place, due.time, expired=False)
+        self.wrote(place, due.time, following)
+
     def iterated(self, name: str) -> None:
         """A call goes through a table."""
         if self._call is not None and name not in self._call.iterated:
@@ -204,7 +213,8 @@ class _WatchedStep(Step):
             for name, spec in shape.tables.items()
         }
         self.values = _WatchedValues(shape.values, link.values, link.name, watch)
-        attach(self.task, _values=self.values, **self.tables)
+        attach(self.task, _values=self.values)
+        attach_state(self.task, self.tables, self.moment, self.timing)
         self._parts = [*self.tables.values(), self.values]
 
 
