@@ -149,7 +149,8 @@ class Recorder:
 
     def look(self) -> None:
         with contextlib.suppress(OSError):
-            self.ends.append((len(self.disk.ops), (self.directory / store_ends.FILE).read_bytes()))
+            content = (self.directory / store_ends.FILE).read_bytes()
+            self.ends.append((len(self.disk.ops), content))  # counted after: all that it speaks of is among them
 
 
 def session(store: Path, recorder: Recorder, rng: random.Random) -> None:

@@ -46,6 +46,7 @@ class LogReader:
         self._ends = log.ends
         self._fd = -1
         self._reader_fd = self._wake_fd = -1
+        self._woken = select.poll()
         self._header = Header(0, -1, 0, 0.0)
         self._at = 0
         self._data, self._offset = b"", 0
@@ -92,6 +93,7 @@ class LogReader:
                 time.sleep(0.005)
         with contextlib.suppress(OSError):  # without a pipe the hub looks by itself, some milliseconds later
             self._wake_fd = os.open(self._log.directory / "wake", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._woken.register(self._wake_fd, select.POLLIN)
 
     def committed(self, end: int) -> None:
         """The records below are committed."""
@@ -111,7 +113,7 @@ class LogReader:
         ends.waiting = 1
         try:
             if ends.durable <= self.next:
-                select.select([self._wake_fd], [], [], timeout_s)
+                self._woken.poll(timeout_s * 1000)
         finally:
             ends.waiting = 0
         with contextlib.suppress(BlockingIOError):
