@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     from secondpass.engine.loop import Hub
 
 _POLL_S = 0.01
-_TAKEN = ("intake", "taken")  # what was taken from live sources: to be taken so again, not done to the app
+_TAKEN = (
+    "intake",
+    "taken",
+    "ahead",
+    "tick",
+)  # how the log came to be: to be read so again, not done to the app
 WAIT_S = 60.0
 _PREPARED = ("start", "set", "add", "replace")  # what may take its time before it has a position
 

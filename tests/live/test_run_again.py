@@ -129,6 +129,9 @@ def test_events_that_were_too_far_ahead_of_the_clock_are_so_again(tmp_path: Path
     found = explained(app, tmp_path / "store")
     assert [e.kind for e in found] == ["event", "refused", "event", "refused", "event"]
     assert "ahead of the clock" in found[1].set_aside[0].error
+    assert [e["kind"] for e in Control(tmp_path / "store").history()] == [
+        "start"
+    ]  # the rest was not done to it
 
 
 class Silent(Event):
@@ -199,6 +202,7 @@ def test_time_that_passed_on_an_idle_stream_is_a_record_too(tmp_path: Path) -> N
     assert (found.kind, found.event) == ("tick", None)
     assert [(c.timer, c.reads[0].by.position) for c in found.calls] == [("due", 0)]
     assert found.ended == "output 0 of main"
+    assert [e["kind"] for e in Control(tmp_path / "store").history()] == ["start"]  # time was not done to it
 
 
 __all__ = ["First"]

@@ -80,14 +80,16 @@ def _what(kind: str, entry: dict[str, Any]) -> str:
     if kind == "verdict":
         return f"verdict on an event of {entry['task']}"
     if kind == "command":
-        return _command(entry)
+        return in_words(entry)
     if kind in ("retry", "drop"):
         return f"{kind} dead letter {entry['letter']}"
-    asked = _command(entry) if "asked" in entry else f"command on dead letter {entry['letter']}"
+    if kind not in ("left out", "timetable"):
+        return kind
+    asked = in_words(entry) if "asked" in entry else f"command on dead letter {entry['letter']}"
     return f"left out: {asked}" if kind == "left out" else f"{asked}: nothing to do"
 
 
-def _command(entry: dict[str, Any]) -> str:
+def in_words(entry: dict[str, Any]) -> str:
     """A command to the chain or to the app, as one would give it."""
     asked, task = entry["asked"], entry.get("task", "")
     if asked == "set" and "was" in entry:
