@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,63 @@ def test_the_writers_are_explained_too_as_far_back_as_is_asked_for(ran, command)
     ]
 
 
+def test_a_command_is_told_in_words_and_as_the_one_who_wrote(ran, command) -> None:
+    assert command("task", "set", "app.py", "Suppress", "window_s=9", "--reason", "too few").code == 0
+    assert command("task", "drop", "app.py", "Suppress", "--yes").code == 0
+    with (ran.folder / "in.jsonl").open("a") as file:
+        file.write('{"cid": 1, "time": 7.0}\n')
+    command("run", "app.py", "-q")
+    out = command("explain", "app.py", "7").out
+    assert out.startswith(
+        "position 7, 5 s: a command: the chain from here on is Suppress -> twice -> Elsewhere\n"
+    )
+    assert "set Suppress: window_s 3.0 -> 9.0\n  by   " in out
+    assert "\n  why  too few\n" in out
+    # Of a cell that is not there nobody is named from before a snapshot, and a command takes one.
+    shutil.rmtree(ran.folder / ".secondpass" / "suppress" / "snapshots")
+    read = told(command, "9").calls[0].reads[1]
+    assert (read.name, read.value, read.by, read.by_kind) == ("taken", 0, 8, "command")
+    assert "by position 8: drop Suppress\n" in command("explain", "app.py", "9").out
+
+
+def test_what_was_written_at_the_same_position_is_told_so(project, command) -> None:
+    project.write(
+        "app.py",
+        """
+        def twice(event: Seen) -> list[Seen]:
+            return [event, event.replace(cid=2)]
+
+        class Count(Task[Seen]):
+            n = value(int, 0)
+
+            def handle(self, event: Seen) -> Seen:
+                self.n += 1
+                return event
+
+        app = App("twice", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[twice, Count()])
+        """,
+    )
+    project.seen(1, 1)
+    assert command("run", "app.py", "-q").code == 0
+    assert [c.reads[0].by for c in told(command, "1").calls[1:]] == [0, 1]
+    out = command("explain", "app.py", "1").out
+    assert out.count("└── by position 0: ") == out.count("└── by an earlier call at this position\n") == 1
+
+
+def test_outputs_that_are_not_kept_any_more_are_said_not_to_be_compared(
+    ran, command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secondpass.store.database.KEEP_OUTPUT_BYTES", 1)
+    with (ran.folder / "in.jsonl").open("a") as file:
+        file.write('{"cid": 6, "time": 60.0}\n')
+    command("run", "app.py", "-q")
+    found = told(command, "7")
+    assert (found.compared, found.forgotten) == (3, 8)
+    assert "3 recorded outputs since there came out the same; 8 not compared" in (
+        command("explain", "app.py", "7").out
+    )
+
+
 def test_a_retry_is_told_as_a_record_of_its_own(ran, command) -> None:
     assert command("dead-letters", "retry", "app.py", "0", "--event", '{"cid": 5}').code == 0
     command("run", "app.py", "-q")
@@ -169,6 +227,59 @@ def test_events_are_found_by_their_fields(ran, command) -> None:
 
 
 @pytest.mark.parametrize(
+    ("where", "position"),
+    [
+        ("time=2", 2),
+        ("time=2.0", 2),
+        ("ok=true", 1),
+        ("ok=True", 1),
+        ("ok=1", None),
+        ("name=null", 0),
+        ("name=a=b", 2),
+        ('name="a=b"', 2),
+        ("name=3", 3),
+        ("tags=[1,2]", 3),
+        ("tags=[2,1]", None),
+        ("level=loud", 1),
+    ],
+)
+def test_a_field_is_found_by_what_one_writes_for_its_value(
+    project, command, where: str, position: int | None
+) -> None:
+    project.write(
+        "app.py",
+        """
+        import enum
+
+        class Level(enum.Enum):
+            QUIET = "quiet"
+            LOUD = "loud"
+
+        class Said(Event):
+            time: float
+            ok: bool = False
+            name: str | None = ""
+            tags: tuple[int, ...] = ()
+            level: Level = Level.QUIET
+
+        app = App("said", source=JsonLines(HERE / "in.jsonl", Said))
+        """,
+    )
+    project.events(
+        [
+            {"time": 0.0, "name": None},
+            {"time": 1.0, "ok": True, "level": "loud"},
+            {"time": 2.0, "name": "a=b"},
+            {"time": 3.0, "name": "3", "tags": [1, 2]},
+        ],
+        "in.jsonl",
+    )
+    assert command("run", "app.py", "-q").code == 0
+    done = command("explain", "app.py", "--where", where)
+    assert done.out.startswith(f"position {position},") if position is not None else done.code == 2, done
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["99"], "position 99 is not in the log: it has positions 0 to 6"),
@@ -176,7 +287,10 @@ def test_events_are_found_by_their_fields(ran, command) -> None:
         (["1", "--output", "1"], "say which event"),
         (["--output", "99"], "there is no output 99 of main: the store keeps 0 to 7"),
         (["--where", "cid=77"], "no event has cid=77"),
+        (["--where", "cid=1", "--where", "time=1"], "no event has cid=1 and time=1"),
+        (["--where", "cdi=1"], "no event has a field cdi; there are: cid, time"),
         (["--where", "cid"], "write FIELD=VALUE"),
+        (["1", "--stream", "pages"], "--stream names the stream of --output N"),
     ],
 )
 def test_an_event_that_is_not_there_is_said(ran, command, arguments: list[str], said: str) -> None:
@@ -264,6 +378,7 @@ def test_the_numbers_of_the_text_are_those_of_the_document(ran, command) -> None
         "written": 0.0,
         "expired": False,
         "by": 0,
+        "by_kind": "event",
         "by_event": {"cid": 1, "time": 0.0},
         "unknown": None,
     }

@@ -17,6 +17,7 @@ from secondpass.cli import text
 from secondpass.cli.apps import load_app
 from secondpass.cli.exits import DONE
 from secondpass.cli.group import HELP
+from secondpass.cli.history import in_words, moment
 from secondpass.cli.options import app_argument, debug_option, json_option, quiet_option, store_option
 from secondpass.cli.places import find_store
 from secondpass.cli.shapes import (
@@ -29,7 +30,6 @@ from secondpass.cli.shapes import (
     document,
     line,
 )
-from secondpass.errors import SettingsError
 
 if TYPE_CHECKING:
     from secondpass.engine.explain import Call, Explanation, Read, Write
@@ -51,7 +51,7 @@ OTHERS_SHOWN = 5
 @click.option(
     "--output", "number", type=click.IntRange(min=0), metavar="N", help="The event that output N came from."
 )
-@click.option("--stream", metavar="NAME", default=MAIN, help="The stream of that output.  [default: main]")
+@click.option("--stream", metavar="NAME", help="The stream of that output.  [default: main]")
 @click.option(
     "--back",
     type=click.IntRange(min=0),
@@ -68,7 +68,7 @@ def explain(
     position: int | None,
     where: tuple[str, ...],
     number: int | None,
-    stream: str,
+    stream: str | None,
     back: int,
     store: Path | None,
     quiet: bool,
@@ -88,11 +88,13 @@ def explain(
 
     if sum([position is not None, bool(where), number is not None]) != 1:
         raise click.UsageError("say which event: a POSITION, --where FIELD=VALUE, or --output N")
+    if stream is not None and number is None:
+        raise click.UsageError("--stream names the stream of --output N")
     loaded = load_app(app)
     opened = StoreReader.open_to_read(find_store(app, store))
     try:
         kept = Kept(opened)
-        at = _chosen(loaded, opened, kept, position, where, number, stream)
+        at = _chosen(loaded, opened, kept, position, where, number, stream or MAIN)
         explainer = Explainer(loaded, opened, kept.nearest)
         if not quiet and sys.stderr.isatty():
             explainer.told = _tell
@@ -127,19 +129,17 @@ def _chosen(
         return position
     if number is not None:
         return position_of_output(store, number, stream)
-    fields: dict[str, Any] = {}
+    fields: dict[str, str] = {}
     for one in where:
         name, equals, value = one.partition("=")
         if not equals or not name:
             raise click.UsageError(f"--where {one}: write FIELD=VALUE")
         fields[name] = value
-    base = kept.nearest(0)
+    base = kept.oldest(app)
     try:
-        found = list(positions_where(app, store, base, fields))
+        found = positions_where(app, store, base, fields)
     finally:
         base.close()
-    if not found:
-        raise SettingsError(f"no event has {' and '.join(where)}")
     if len(found) > 1:
         others = ", ".join(map(str, found[-2 : -2 - OTHERS_SHOWN : -1]))
         more = ", ..." if len(found) > 1 + OTHERS_SHOWN else ""
@@ -173,6 +173,7 @@ def report_of(found: Explanation) -> ExplainReport:
         chain=list(found.chain),
         since=found.since,
         compared=found.compared,
+        forgotten=found.forgotten,
         earlier=[report_of(one) for one in found.earlier],
     )
 
@@ -207,6 +208,7 @@ def _read(read: Read) -> ReadReport:
         written=read.written,
         expired=read.expired,
         by=read.by.position,
+        by_kind=read.by.kind,
         by_event=_plain(read.by.event),
         unknown=read.by.unknown or None,
     )
@@ -268,27 +270,23 @@ def lines_of(report: ExplainReport, command: str) -> Iterator[str]:
     told = f"run again from position {text.count(report.since)}"
     if report.compared:
         told += f"; {text.plural(report.compared, 'recorded output')} since there came out the same"
+    if report.forgotten:
+        told += f"; {text.count(report.forgotten)} not compared, since the store does not keep them any more"
     yield click.style(told, dim=True)
 
 
 def _lines(report: ExplainReport, command: str) -> Iterator[str]:
     at = "" if report.now is None else f", {text.stream_time(report.now)}"
     yield click.style(f"position {report.position}", bold=True) + f"{at}: {report.ended}"
-    if report.kind == "command":
-        yield from text.fields(
-            [
-                (name, _told(value))
-                for name, value in report.event.items()
-                if name not in ("kind", "position")
-            ],
-            indent="  ",
-        )
-        return
-    again = "sent again: " if report.kind == "retry" else ""
-    if report.kind == "tick":
-        yield "time that passed without an event"
+    if report.kind == "refused" and report.event is None:
+        yield text.one_line(report.raw)
     else:
-        yield again + (_told(report.event) if report.event is not None else text.one_line(report.raw))
+        yield _record(report.kind, report.event)
+    if report.kind == "command":
+        given: dict[str, Any] = report.event or {}
+        told = [("by", given.get("by")), ("at", moment(given.get("at"))), ("why", given.get("reason"))]
+        yield from text.fields([(name, text.one_line(said)) for name, said in told if said], indent="  ")
+        return
     root = _Node("")
     nodes: dict[tuple[int, ...], _Node] = {(): root}
     for call in report.calls:
@@ -296,7 +294,7 @@ def _lines(report: ExplainReport, command: str) -> Iterator[str]:
         if path not in nodes:
             nodes[path] = _parent(nodes, path).add(_due(call) if call.timer else _told(call.event))
         passed_on = [len(c.path) > len(path) and c.path[: len(path)] == call.path for c in report.calls]
-        _add_call(nodes[path].add(_headline(call)), call, command, passed_on)
+        _add_call(nodes[path].add(_headline(call)), call, report.position, command, passed_on)
     for output in report.outputs:
         if output.stream == MAIN:
             root.add(f"output {output.number}: {_told(output.event)}")
@@ -338,13 +336,24 @@ def _headline(call: CallReport) -> str:
     return f"{name} emitted {text.plural(len(call.results), 'event')}"
 
 
-def _add_call(node: _Node, call: CallReport, command: str, passed_on: list[bool]) -> None:
+def _record(kind: str | None, event: Any) -> str:
+    """What came at a position."""
+    if kind == "tick":
+        return "time that passed without an event"
+    if kind == "command":
+        return in_words(event)
+    return ("sent again: " if kind == "retry" else "") + _told(event)
+
+
+def _add_call(node: _Node, call: CallReport, at: int, command: str, passed_on: list[bool]) -> None:
     for name in call.iterated:
         node.add(f"went through {name}")
     for read in call.reads[:READS_SHOWN]:
         below = node.add(f"read  {_cell(read.name, read.key)}: {_found(read)}")
-        if read.by is not None:
-            by = below.add(f"by position {read.by}: {_told(read.by_event)}")
+        if read.by == at:
+            below.add("by an earlier call at this position")
+        elif read.by is not None:
+            by = below.add(f"by position {read.by}: {_record(read.by_kind, read.by_event)}")
             by.add(click.style(f"{command} {read.by}", dim=True))
         elif read.unknown:
             below.add(f"by an event {text.one_line(read.unknown)}")

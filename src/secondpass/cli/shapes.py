@@ -405,6 +405,9 @@ class ReadReport(Shape):
     by: Annotated[
         int | None, says("the position of the record that had changed it last; null where none is known")
     ]
+    by_kind: Annotated[
+        Literal["event", "retry", "refused", "tick", "command"] | None, says("what that record is")
+    ]
     by_event: Annotated[Any, says("what came there")]
     unknown: Annotated[str | None, says("why the position is not known, where somebody changed it")]
 
@@ -479,6 +482,9 @@ class ExplainReport(Shape):
     chain: Annotated[list[str], says("after a command: the tasks from there on")]
     since: Annotated[int, says("the position from which it was run again")]
     compared: Annotated[int, says("recorded outputs since there that were found to be the same")]
+    forgotten: Annotated[
+        int, says("outputs since there that the store does not keep any more: they were not compared")
+    ]
     earlier: Annotated[list[ExplainReport], says("`--back`: the records that wrote what was read, and so on")]
 
 

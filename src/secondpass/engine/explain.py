@@ -9,15 +9,20 @@ The running app pays nothing for it: all is made from its sources, its history a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from secondpass.app import MAIN, App
+from secondpass.engine.epoch import Epoch
+from secondpass.engine.outbox import encode_json
 from secondpass.engine.recorded import Recorded, outputs_from
 from secondpass.engine.replay import Base, Commanded, Replay, records_of
 from secondpass.engine.seek import Seeker
+from secondpass.engine.snapshots import Kept
 from secondpass.engine.trail import Called, Changed, Place, Touched, Trail, Watch
 from secondpass.errors import InputError, NotRepeated, SettingsError
 from secondpass.event import UntypedEvent
@@ -30,6 +35,7 @@ BACK_AT_ONCE = 20
 """So many events are explained at most for each step back."""
 
 Outcome = Literal["passed", "changed", "emitted", "dropped", "failed", "passed by", "fired"]
+Kind = Literal["event", "retry", "refused", "tick", "command"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Writer:
 
     position: int | None
     """None where it is not known, or where nothing has ever changed the cell."""
+    kind: Kind | None = None
+    """Of the record there."""
     event: Any = None
     """What came there: an event, or the details of a command."""
     unknown: str = ""
@@ -128,7 +136,7 @@ class Explanation:
 
     app: str
     position: int
-    kind: Literal["event", "retry", "refused", "tick", "command"]
+    kind: Kind
     event: Any
     """The event; of a command its details; of a refused record and of a tick None."""
     now: float
@@ -144,6 +152,8 @@ class Explanation:
     """The position from which it was run again."""
     compared: int = 0
     """How many recorded outputs were found to be the same since there."""
+    forgotten: int = 0
+    """How many outputs since there the store does not keep any more, so that they were not compared."""
     earlier: tuple[Explanation, ...] = ()
     """The events that wrote what was read, and theirs in turn, as far back as was asked for."""
 
@@ -183,7 +193,10 @@ class Explainer:
     def explain(self, position: int, back: int = 0) -> Explanation:
         """What became of the record at a position, with the events that wrote what was read, `back` steps far."""
         self._refuse_outside(position)
-        found = self._some({position})[position]
+        try:
+            found = self._some({position})[position]
+        except InputError as error:
+            raise InputError(f"{error}{self._still(position)}") from error
         known, last, earlier = {position}, [found], list[Explanation]()
         for _ in range(back):
             wanted = sorted({p for e in last for p in e.writers} - known, reverse=True)[:BACK_AT_ONCE]
@@ -194,6 +207,17 @@ class Explainer:
             known |= set(wanted)
             earlier += last
         return replace(found, earlier=tuple(earlier))
+
+    def _still(self, position: int) -> str:
+        """What can be explained, where the input of a position is gone."""
+        try:
+            base = Kept(self._store).oldest(self._app)
+        except InputError:
+            return ""
+        base.close()
+        if base.position <= position:
+            return ""
+        return f"; what came from position {base.position} on can still be explained"
 
     def _refuse_outside(self, position: int) -> None:
         end = self._store.progress.position
@@ -279,6 +303,7 @@ class Explainer:
             chain=tuple(trail.chain),
             since=base.position,
             compared=watch.recorded.compared,
+            forgotten=watch.recorded.forgotten,
         )
 
 
@@ -308,7 +333,7 @@ class _Compared(Watch):
         self.recorded.end(position)
 
 
-def _kind(record: Any) -> tuple[Any, Any, bytes]:
+def _kind(record: Any) -> tuple[Kind, Any, bytes]:
     """What a record is, its event or details, and its bytes where it was no event."""
     if isinstance(record, Refused):
         return "refused", None, record.raw
@@ -380,7 +405,7 @@ def _read(touched: Touched, task: Task[Any], older: dict[Place, Changed], why: s
     value, written = _awake(task, place, touched.before)
     by = touched.by or older.get(place)
     if by is not None:
-        writer = Writer(by.position, _kind(by.record)[1])
+        writer = Writer(by.position, *_kind(by.record)[:2])
     else:
         writer = Writer(None, unknown=why if touched.before is not MISSING else "")
     there = (touched.before is not MISSING or is_value) and not touched.expired
@@ -414,26 +439,58 @@ def position_of_output(store: StoreReader, number: int, stream: str = MAIN) -> i
     return next(position for n, position, _ in outputs_from(store, stream, number) if n == number)
 
 
-def positions_where(app: App, store: StoreReader, base: Base, fields: dict[str, Any]) -> Iterator[int]:
-    """The positions of the events whose fields have these values, oldest first."""
+def positions_where(app: App, store: StoreReader, base: Base, fields: Mapping[str, str]) -> list[int]:
+    """The positions of the events whose fields read so, oldest first; raises `SettingsError` where there are none."""
+    wanted = {name: (text, _parsed(text)) for name, text in fields.items()}
+    found: list[int] = []
+    unknown, known = set(wanted), dict[str, None]()
     log = Replay(store, app, base)
     try:
         for item in log:
-            if not isinstance(item, tuple):
-                for position, record, _ in records_of(item):
-                    event = record.event if isinstance(record, (Retry, DeadLetter, Late)) else record
-                    if not isinstance(event, (Refused, Tick)) and _has(event, fields):
-                        yield position
+            if not isinstance(item, Epoch):
+                continue
+            for position, record, _ in records_of(item):
+                event = record.event if isinstance(record, (Retry, DeadLetter, Late)) else record
+                if isinstance(event, (Refused, Tick)):
+                    continue
+                if unknown:
+                    unknown = {name for name in unknown if _field(event, name) is MISSING}
+                    known |= dict.fromkeys(
+                        event if isinstance(event, UntypedEvent) else getattr(event, "__struct_fields__", ())
+                    )
+                if all(_reads(_field(event, name), *value) for name, value in wanted.items()):
+                    found.append(position)
     finally:
         log.close()
+    if not found:
+        since = f" since position {base.position} (what was before is gone)" if base.position else ""
+        if unknown and known:
+            raise SettingsError(f"no event{since} has a field {min(unknown)}; there are: {', '.join(known)}")
+        raise SettingsError(f"no event{since} has {' and '.join(f'{n}={v}' for n, v in fields.items())}")
+    return found
 
 
-def _has(event: Any, fields: dict[str, Any]) -> bool:
-    for name, wanted in fields.items():
-        found: Any = _field(event, name)
-        if found is MISSING or not (found == wanted or str(found) == str(wanted)):
-            return False
-    return True
+def _parsed(text: str) -> Any:
+    """What a person may mean: JSON, or just the text."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError):
+        return text
+
+
+def _reads(found: Any, text: str, parsed: Any) -> bool:
+    """Whether a field holds what a person has written."""
+    if found is MISSING:
+        return False
+    if isinstance(found, bool) or found is None:
+        return found is parsed or str(found) == text
+    if isinstance(found, (int, float)):
+        return not isinstance(parsed, bool) and found == parsed
+    if isinstance(found, str):
+        return found in (text, parsed)
+    if str(found) == text:
+        return True
+    return bool(msgspec.json.decode(encode_json([found])) == parsed)
 
 
 def _field(event: Any, name: str) -> Any:
@@ -445,7 +502,6 @@ def _field(event: Any, name: str) -> Any:
 
 def explain(app: App | str, position: int, *, store: str | Path | None = None, back: int = 0) -> Explanation:
     """What became of the record at a position, and why: `App.explain` is the same."""
-    from secondpass.engine.snapshots import Kept
     from secondpass.loading import load
 
     loaded = load(app) if isinstance(app, str) else app

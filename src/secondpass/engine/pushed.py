@@ -138,7 +138,8 @@ class LogFeed:
         if start < oldest:
             raise InputError(
                 f"the records {start} to {oldest - 1} have left the log {self._log.directory}, and were not taken yet: the "
-                f"store is older than the log's `keep_log`; go on without them with --accept-input"
+                f"store is older than the log's `keep_log`; go on without them with --accept-input",
+                gone=(start, oldest - 1),
             )
         if start > self.reader.durable:
             raise InputError(

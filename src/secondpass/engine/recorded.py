@@ -44,6 +44,7 @@ class _Stream:
         self._rows: deque[OutputRow] = deque()
         self._decoded: tuple[OutputRow, list[Any]] | None = None
         self.compared = 0
+        self.forgotten = 0
         self.next_position: float = math.inf
         self._look()
 
@@ -63,6 +64,8 @@ class _Stream:
                 stream=self.name,
                 number=self.number,
             )
+        else:
+            self.forgotten += 1
         self.number += 1
         self._look()
         return self.number - 1
@@ -179,6 +182,11 @@ class Recorded:
     def compared(self) -> int:
         """How many outputs were found to be the same."""
         return sum(stream.compared for stream in self._streams.values())
+
+    @property
+    def forgotten(self) -> int:
+        """How many came out that the store does not keep any more."""
+        return sum(stream.forgotten for stream in self._streams.values())
 
     def put_out(self, position: int, stream: str, event: Any) -> int:
         """The re-run puts this out: the number of the output."""

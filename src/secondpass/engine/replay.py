@@ -230,6 +230,12 @@ def _open(app: App, store: StoreReader, base: Base) -> _Sources:
                 return _Sources(sources, places, follow=follow, accept=True)
             except InputError:
                 continue
+        if "gone" in error.details:
+            first, last = error.details["gone"]
+            raise InputError(
+                f"from position {base.position} nothing can be run again: the log's records {first} to {last} are gone "
+                f"(`keep_log`)"
+            ) from error
         raise InputError(f"from position {base.position}: {error}") from error
 
 

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from secondpass.amounts import Keep
-from secondpass.engine.replay import Base
-from secondpass.errors import SecondpassError, StoreError
+from secondpass.app import App
+from secondpass.engine.replay import Base, Replay
+from secondpass.errors import InputError, SecondpassError, StoreError
 from secondpass.store.copy import PARTIAL, Moment, interrupted
 from secondpass.store.reader import StoreReader
 
@@ -46,6 +47,7 @@ class Kept:
 
     def __init__(self, store: StoreReader) -> None:
         assert store.directory is not None
+        self._store = store
         self._directory = store.directory / DIRECTORY
         self._created = store.meta("store")
 
@@ -61,6 +63,23 @@ class Kept:
                 if found is not None:
                     return Base(found)
         return Base()
+
+    def oldest(self, app: App) -> Base:
+        """The first place from which the log can be read again; raises `InputError` where there is none."""
+        first: InputError | None = None
+        for at in [0, *self.positions()]:
+            base = self.nearest(at)
+            if at and base.position >= self._store.progress.position:
+                base.close()
+                break
+            try:
+                Replay(self._store, app, base).close()
+            except InputError as error:
+                base.close()
+                first = first or error
+            else:
+                return base
+        raise first or InputError("nothing of the input can be read again")
 
     def _open(self, position: int) -> StoreReader | None:
         """A snapshot, if it is whole, and of this store."""
