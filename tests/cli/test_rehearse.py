@@ -166,14 +166,45 @@ def test_a_difference_where_nothing_was_changed_is_an_error(ran, command) -> Non
         (["--set", 'Suppress.window_s="long"'], "Suppress(window_s='long')"),
         (["--without", "Other"], "the chain has no task Other"),
         (["--from", "soon"], "soon: write a position"),
-        (["--from", "9", "--to", "3"], "there is nothing from position 9 to 2"),
+        (["--from", "nan"], "nan: write a position"),
+        (["--to=-inf"], "-inf: write a position"),
+        (["--from", "9", "--to", "3"], "there is nothing in the log from position 9 to 2"),
+        (["--from", "10"], "there is nothing in the log from there on: it has positions 0 to 9"),
+        (["--from", "1e9"], "there is nothing in the log from there on: it has positions 0 to 9"),
+        (["--to", "0"], "there is nothing in the log before position 0"),
+        (["--without", "mark", "--set", "mark.x=1"], "task mark is left out, and so has no settings"),
         (["--code", "none.py"], "none.py"),
+        (["--code", "."], "is a directory"),
     ],
 )
 def test_what_cannot_be_rehearsed_is_said(ran, command, arguments: list[str], said: str) -> None:
     done = command("rehearse", "app.py", *arguments)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def f(\n", "other.py cannot be imported: it raised SyntaxError"),
+        ("1 / 0\n", "other.py cannot be imported: it raised ZeroDivisionError"),
+        ("raise SystemExit(3)\n", "other.py cannot be imported: it raised SystemExit"),
+        ("x = 1\n", "holds no App"),
+        ("from secondpass import App\na = App('a', source=[])\nb = App('b', source=[])\n", "several"),
+    ],
+)
+def test_other_code_that_cannot_be_loaded_is_the_users(ran, command, code: str, said: str) -> None:
+    (ran.folder / "other.py").write_text(code)
+    done = command("rehearse", "app.py", "--code", "other.py")
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "a bug of secondpass" not in done.err
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_work(ran, command) -> None:
+    done = command("rehearse", "app.py", "--html", "nowhere/report.html")
+    assert (done.code, done.out) == (5, "")
+    assert done.err == "error: nowhere/report.html cannot be written: there is no folder nowhere\n"
 
 
 def test_the_live_store_is_only_read(ran, command) -> None:

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from secondpass.app import App
 from secondpass.cli.exits import AppBroken
 from secondpass.errors import SecondpassError, UsageError
-from secondpass.loading import load
+from secondpass.loading import load, load_again
 
 
 def load_app(spec: str) -> App:
     """The app that APP names; raises `UsageError`, `AppBroken` where its own code is at fault."""
-    try:
+    with _told_well(_file_of(spec)):
         return load(spec)
+
+
+def load_beside(app: App, file: Path) -> App:
+    """The app as another file has it; raises the same."""
+    with _told_well(shown(file)):
+        return load_again(app, file.resolve())
+
+
+@contextlib.contextmanager
+def _told_well(file: str) -> Generator[None]:
+    try:
+        yield
     except UsageError as error:
         if _comes_from_users_code(error):
-            raise AppBroken(f"{error}\n  while {_file_of(spec)} was imported") from error
+            raise AppBroken(f"{error}\n  while {file} was imported") from error
         raise
     except SecondpassError:
         raise  # the app's module ran something that failed: the error says what
     except (Exception, SystemExit) as error:
         raise AppBroken(
-            f"{_file_of(spec)} cannot be imported: it raised {type(error).__name__}; mend it and run again"
+            f"{file} cannot be imported: it raised {type(error).__name__}; mend it and run again"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import shlex
@@ -14,7 +15,7 @@ import click
 import msgspec
 
 from secondpass.cli import text
-from secondpass.cli.apps import load_app, shown
+from secondpass.cli.apps import load_app, load_beside, shown
 from secondpass.cli.exits import DIFFERENCE, DONE
 from secondpass.cli.explain import _plain
 from secondpass.cli.group import HELP
@@ -101,13 +102,12 @@ def rehearse(
     from secondpass.engine.rehearse import rehearse as run
     from secondpass.store.reader import StoreReader
 
+    if html is not None:
+        _refuse_unwritable(html)
     with _low_priority():
         loaded = load_app(app)
         if code is not None:
-            from secondpass.loading import load_again
-
-            again = load_again(loaded, code.resolve())
-            loaded.tasks = again.tasks
+            loaded.tasks = load_beside(loaded, code).tasks
         directory = find_store(app, store)
         opened = StoreReader.open_to_read(directory)
         try:
@@ -167,6 +167,14 @@ def _settings(given: Sequence[str]) -> dict[str, dict[str, Any]]:
             parsed = value
         found.setdefault(task, {})[setting] = parsed
     return found
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Say before the work what would be said after it."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OutputError(f"{path} cannot be written: {os.strerror(errno.EACCES)}")
 
 
 def _write(path: Path, content: str) -> None:

@@ -10,7 +10,9 @@ checked first, on the first records, with the chain as it was.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,15 +91,21 @@ def rehearse(
     first = _position(app, store, kept, begin, 0)
     last = _position(app, store, kept, end, store.progress.position)
     if not first < last:
-        raise SettingsError(
-            f"there is nothing from position {first} to {last - 1}; the log has 0 to {store.progress.position - 1}"
+        there = (
+            f"it has positions 0 to {store.progress.position - 1}"
+            if store.progress.position
+            else "it is empty"
         )
+        if first >= store.progress.position:
+            raise SettingsError(f"there is nothing in the log from there on: {there}")
+        what = f"from position {first} to {last - 1}" if last else "before position 0"
+        raise SettingsError(f"there is nothing in the log {what}: {there}")
     notes: list[str] = []
-    repeated = _repeats(app, store, kept, changes, first, last, notes)
     base, first = _base(app, store, kept, first, last, begin is None, notes)
-    streams = list(dict.fromkeys([*app.streams, *store.progress.numbers]))
-    compared_from = _kept_outputs(store, streams, first, last, notes)
     try:
+        repeated = _repeats(app, store, kept, changes, first, last, notes)
+        streams = list(dict.fromkeys([*app.streams, *store.progress.numbers]))
+        compared_from = _kept_outputs(store, streams, first, last, notes)
         replay = Replay(store, app, base, last)
         standing = Rehearsed(app, base, changes, begun=base.position == first)
         rerun = Rerun(app, replay, standing, workers)
@@ -180,20 +188,30 @@ def _base(
     base = kept.nearest(first)
     try:
         Replay(store, app, base, last).close()
-        return base, first
-    except InputError:
+    except InputError as error:
+        base.close()
         if not from_beginning:
-            raise
-    for position in kept.positions():
-        base = kept.nearest(position)
-        try:
-            Replay(store, app, base, last).close()
-        except InputError:
-            base.close()
-            continue
-        notes.append(f"the input before position {base.position} is gone: it begins there")
-        return base, base.position
-    raise InputError("nothing of the input can be read again; restore it as it was when the app ran")
+            raise _gone(app, kept, error) from error
+    else:
+        return base, first
+    base = kept.oldest(app)
+    if base.position >= last:
+        base.close()
+        raise InputError(
+            f"the input before position {base.position} is gone, and with it all that was asked for"
+        )
+    notes.append(f"the input before position {base.position} is gone: it begins there")
+    return base, base.position
+
+
+def _gone(app: App, kept: Kept, error: InputError) -> InputError:
+    """An input that is gone, with what there is."""
+    try:
+        base = kept.oldest(app)
+    except InputError:
+        return error
+    base.close()
+    return InputError(f"{error}; what came since can be rehearsed: --from {base.position}")
 
 
 def _kept_outputs(store: StoreReader, streams: list[str], first: int, last: int, notes: list[str]) -> int:
@@ -226,7 +244,11 @@ def _position(app: App, store: StoreReader, kept: Kept, at: float | None, otherw
             break
         base.close()
         base = nearer
-    replay = Replay(store, app, base)
+    try:
+        replay = Replay(store, app, base)
+    except InputError as error:
+        base.close()
+        raise _gone(app, kept, error) from error
     try:
         for item in replay:
             if isinstance(item, Epoch) and item.now_after >= at:
@@ -247,10 +269,10 @@ def moment(text: str) -> int | float:
     """
     if text.isdecimal():
         return int(text)
-    try:
-        return float(text)
-    except ValueError:
-        pass
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if math.isfinite(seconds):
+            return seconds
     try:
         found = datetime.datetime.fromisoformat(text)
     except ValueError:

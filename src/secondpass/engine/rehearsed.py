@@ -79,6 +79,8 @@ def changes_of(
         found.without.add(name)
         found.told.append(f"without task {name}")
     for name, given in settings.items():
+        if name in without:
+            raise SettingsError(f"task {name} is left out, and so has no settings: say one or the other")
         _set(found, app, running, name, given)
     return found
 
