@@ -20,10 +20,11 @@ from secondpass.amounts import Keep
 from secondpass.engine import snapshots
 from secondpass.engine.explain import Explainer
 from secondpass.engine.snapshots import DIRECTORY, KEPT, Kept, files, least_missed, thin
-from secondpass.errors import NotRepeated
+from secondpass.errors import InputError, NotRepeated
 from secondpass.loading import load
 from secondpass.store.copy import PARTIAL, Moment
 from secondpass.store.reader import StoreReader
+from secondpass.store.segments import segments
 from secondpass.task import _source_hash
 
 
@@ -170,6 +171,51 @@ def test_a_fresh_start_throws_snapshots_away(tmp_path: Path) -> None:
     take(store)
     app_of(300).run(store=store, workers=0, fresh=True)
     assert places(store) == []
+
+
+# ---------------------------------------------------------------- a log that forgets
+
+
+@pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secondpass.store.log.SEGMENT_BYTES", 1000)
+    monkeypatch.setattr("secondpass.engine.pushed.RETAIN_EVERY_S", 0.0)
+    monkeypatch.setattr(snapshots, "_LOOK_S", 0.001)
+    monkeypatch.setattr(snapshots, "SHARE", 1e9)
+
+
+def test_what_stays_of_a_log_that_forgets_can_be_run_again(small_segments: None, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    app = App("pushed", tasks=[Count()], keep_log="5kB")
+
+    def push(hub: Any = None) -> None:
+        time.sleep(0.005)  # for the thread to look
+        first = hub.store.progress.position if hub else 0
+        app.log.append([Seen(n=n, time=float(n)) for n in range(first, first + 20)])
+
+    app.running_store = store
+    push()
+    app.run(store=store, workers=0, limit=2000, on_epoch=push)
+    left = segments(store / "log")
+    assert left[0] > 0
+    opened = StoreReader.open_to_read(store)
+    oldest = Kept(opened).oldest(app)
+    assert left[0] <= oldest.position < 2000
+    oldest.close()
+    opened.close()
+    assert app.explain(1999, store=store).event == Seen(n=1999, time=1999.0)
+    with pytest.raises(InputError, match=rf"are gone .* from position {oldest.position} on can still be"):
+        app.explain(0, store=store)
+
+
+def test_a_slow_stream_whose_log_forgets_by_age_has_snapshots_of_that_age(
+    small_segments: None, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    app = App("slow", source=events(60), tasks=[Count()], keep_log="200ms")
+    app.run(store=store, workers=0, on_epoch=lambda _hub: time.sleep(0.06))
+    assert places(store)
+    assert all(time.time() - path.stat().st_mtime < 1.0 for path in files(store / DIRECTORY).values())
 
 
 APP = """

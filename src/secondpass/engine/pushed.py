@@ -44,15 +44,16 @@ def sources_of(app: App, log: Source | None = None) -> list[Source]:
 
 def places_of(sources: list[Source], stored: list[Any]) -> list[Any]:
     """Where each source stands: the log is known by its place, the others by their order."""
-    rest = iter([place for place in stored if not _is_logs(place)])
-    logs = next(filter(_is_logs, stored), None)
+    rest = iter([place for place in stored if not is_logs(place)])
+    logs = next(filter(is_logs, stored), None)
     if logs is not None:
         # What was taken of a batch may have left the log already: no reason to read and skip it.
         logs = {**logs, "offset": {**logs["offset"], "next": _taken(logs)}, "skip": 0}
     return [logs if isinstance(source, LogSource) else next(rest, None) for source in sources]
 
 
-def _is_logs(place: Any) -> bool:
+def is_logs(place: Any) -> bool:
+    """Whether a source's place is one in a log."""
     return bool(place) and "log" in (place["offset"] or {})
 
 
@@ -223,7 +224,7 @@ class Pushing:
 
     def committed(self, places: list[Any]) -> None:
         """After each epoch: say how far the log is taken, and let go of what is old."""
-        feed, place = self.source.feed, next(filter(_is_logs, places), None)
+        feed, place = self.source.feed, next(filter(is_logs, places), None)
         if feed is None or place is None:
             return
         feed.reader.committed(_taken(place))

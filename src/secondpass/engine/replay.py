@@ -218,7 +218,8 @@ def _open(app: App, store: StoreReader, base: Base) -> _Sources:
         raise InputError(
             "standard input can be read once only, so what came of it cannot be run again; write it to a file first"
         )
-    places = places_of(sources, base.places) if base.snapshot else _beginnings(sources, store)
+    stood = places_of(sources, base.places)
+    places = [place or begun for place, begun in zip(stood, _beginnings(sources, store), strict=True)]
     try:
         return _Sources(sources, places, follow=False, accept=False)
     except InputError as error:

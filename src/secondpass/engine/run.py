@@ -107,7 +107,7 @@ def run_app(
         if pushing is not None:
             pushing.join(hub)
         if opened.directory is not None and app.keep_snapshots is not None:
-            snapshots = Snapshots(opened.directory, app.keep_snapshots, lambda: opened.progress.position)
+            snapshots = Snapshots(opened.directory, app.keep_snapshots, lambda: opened.progress, app.keep_log)
             hub.on_change = snapshots.pin
             if summary.changes and summary.position:
                 snapshots.pin()

@@ -1,6 +1,7 @@
 """Snapshots of a running app's state: what `explain` and `rehearse` begin from.
 
-    taken       by a thread beside the hub, from one committed moment, at intervals that grow with their cost
+    taken       by a thread beside the hub, from one committed moment, at intervals that grow with their cost; where old
+                records leave the log, often enough that there is one in what stays
     kept        so many, so old, so much at most: the recent ones close together, the old ones far apart
     used        only where they are whole and of this store; the beginning of the log is always one more
 
@@ -20,10 +21,14 @@ from pathlib import Path
 
 from secondpass.amounts import Keep
 from secondpass.app import App
+from secondpass.engine.eventlog import NAME as LOG
+from secondpass.engine.pushed import is_logs
 from secondpass.engine.replay import Base, Replay
 from secondpass.errors import InputError, SecondpassError, StoreError
 from secondpass.store.copy import PARTIAL, Moment, interrupted
+from secondpass.store.format import Progress
 from secondpass.store.reader import StoreReader
+from secondpass.store.segments import segments
 
 DIRECTORY = "snapshots"
 KEPT = 16
@@ -32,6 +37,8 @@ RECORDS_MIN = 20_000
 """Fewer records are run again in no time."""
 RECORDS_MANY = 250_000
 """So many take seconds to run again: then no interval is waited for, as long as snapshots are cheap."""
+PER_LOG = 4
+"""So many are taken at least while the log keeps a record by its age."""
 FIRST_S, LAST_S = 2.0, 60.0
 """The interval doubles from the first to the last."""
 SHARE = 0.02
@@ -104,12 +111,17 @@ def files(directory: Path) -> dict[int, Path]:
 class Snapshots:
     """Takes snapshots of one running app, in a thread of its own."""
 
-    def __init__(self, directory: Path, keep: Keep, position: Callable[[], int]) -> None:
+    def __init__(
+        self, directory: Path, keep: Keep, progress: Callable[[], Progress], keep_log: Keep | None = None
+    ) -> None:
         self._store = directory
         self._directory = directory / DIRECTORY
-        self._keep = keep
-        self._position = position
-        """Where the hub stands: read by the thread, so it is one plain read."""
+        self._log, self._keep_log = directory / LOG, keep_log
+        self._keep = keep if keep_log is None else Keep(_less(keep.age_s, keep_log.age_s), keep.bytes)
+        self._progress = progress
+        """Where the hub stands: read by the thread, so it is one plain read of what never changes."""
+        self._last_s = time.monotonic()
+        self._segment = self._segment_taken()
         self._pinned: deque[Moment] = deque()
         self._current: Moment | None = None
         self._wake = threading.Event()
@@ -153,19 +165,46 @@ class Snapshots:
                 return
 
     def _due(self) -> bool:
-        records, now = self._position() - self._last, time.monotonic()
+        records, now = self._progress().position - self._last, time.monotonic()
+        if records > 0 and self._leaving(now):
+            return self._ended or now >= self._affordable_s
         if records < RECORDS_MIN:
             return False
         if self._ended:
             return True
         return now >= (self._next_s if records < RECORDS_MANY else self._affordable_s)
 
+    def _leaving(self, now: float) -> bool:
+        """Whether what came before the last snapshot, and that with it, may soon be of no use: the log forgets."""
+        keep = self._keep_log
+        if keep is None:
+            return False
+        if keep.age_s is not None and now - self._last_s > keep.age_s / PER_LOG:
+            return True
+        return self._segment_taken() != self._segment
+
+    def _segment_taken(self) -> int | None:
+        """The segment of the log that is being taken.
+
+        Whole segments leave it: with a snapshot near the beginning of each, what stays can be run again.
+        """
+        place = None if self._keep_log is None else next(filter(is_logs, self._progress().sources), None)
+        if place is None:
+            return None
+        taken = place["offset"]["next"]
+        return max((first for first in segments(self._log) if first < taken), default=None)
+
     def _take(self, moment: Moment | None) -> None:
         began = time.monotonic()
+        segment = self._segment_taken()
         try:
             if moment is None:
                 moment = self._current = Moment(self._store, self._directory)
-            self._last = int(moment.copy().stem)
+            path = moment.copy()
+            self._last = int(path.stem)
+            if not self._last:
+                path.unlink()  # the beginning is there anyway
+            self._last_s, self._segment = began, segment
             thin(self._directory, self._keep)
         except (SecondpassError, OSError) as error:
             if not (isinstance(error, StoreError) and interrupted(error)):
@@ -178,6 +217,10 @@ class Snapshots:
             self._affordable_s = now + (now - began) / SHARE
             self._next_s = max(now + self._interval_s, self._affordable_s)
             self._interval_s = min(2 * self._interval_s, LAST_S)
+
+
+def _less(a: float | None, b: float | None) -> float | None:
+    return b if a is None else a if b is None else min(a, b)
 
 
 def thin(directory: Path, keep: Keep) -> None:
