@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from secondpass.cli import main
+from secondpass.cli import apart, main
 from secondpass.cli.shapes import Shape
 
 HEAD = """
@@ -140,6 +140,7 @@ def command(
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("NO_COLOR", "SECONDPASS_DEBUG"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(apart, "NICE", 0)  # a busy machine would keep us waiting
     modules = set(sys.modules)
 
     def run(*arguments: str) -> Done:

@@ -2,6 +2,7 @@
 
     group.py            the commands and their one-line descriptions; a command's module is imported when it runs
     exits.py            how a command can end: exit codes, and which error means which
+    apart.py            work that leaves the processor to everything else
     options.py          arguments and options that several commands share
     text.py             numbers, sizes, tables: what is printed, plain and aligned
     shapes.py           what `--json` prints
@@ -22,13 +23,10 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
-import click
-
-from secondpass.cli.exits import INTERRUPTED, ReaderGone, exit_code, report
+from secondpass.cli.exits import ended
 from secondpass.cli.group import cli
 
 
@@ -39,26 +37,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal without our letters gets them spelled
     # Click leaves colours to terminals; NO_COLOR (no-color.org) takes them from there too.
     color = False if os.environ.get("NO_COLOR") else None
-    try:
-        code = cli.main(arguments, prog_name="secondpass", standalone_mode=False, color=color)
-        sys.stdout.flush()
-    except (click.Abort, KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a third Ctrl-C has nothing left to end
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
-    except (ReaderGone, BrokenPipeError):
-        _give_up_stdout()  # `secondpass outputs | head`
-        return 0
-    except Exception as error:  # noqa: BLE001 - the last place where an error can be told
-        report(error)
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _give_up_stdout()
-        return exit_code(error)
-    return code if isinstance(code, int) else 0
-
-
-def _give_up_stdout() -> None:
-    """Let what is still buffered go nowhere: Python flushes once more at exit, and has a code of its own for that."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ended(lambda: cli.main(arguments, prog_name="secondpass", standalone_mode=False, color=color))

@@ -10,7 +10,10 @@ A traceback is shown where it is the user's own code that must be mended, and fo
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import traceback
+from collections.abc import Callable
 
 import click
 
@@ -59,6 +62,33 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep 
 
 class ReaderGone(Exception):
     """Whoever read our results has closed the pipe: it has all it wanted."""
+
+
+def ended(command: Callable[[], object]) -> int:
+    """Do what a command does, say what is wrong where it fails, and give its exit code."""
+    try:
+        code = command()
+        sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a third Ctrl-C has nothing left to end
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except (ReaderGone, BrokenPipeError):
+        _give_up_stdout()  # `secondpass outputs | head`
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last place where an error can be told
+        report(error)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _give_up_stdout()
+        return exit_code(error)
+    return code if isinstance(code, int) else 0
+
+
+def _give_up_stdout() -> None:
+    """Let what is still buffered go nowhere: Python flushes once more at exit, and has a code of its own for that."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class AppBroken(UsageError):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
 import shlex
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,6 @@ from secondpass.errors import OutputError
 if TYPE_CHECKING:
     from secondpass.engine.rehearse import Rehearsal
 
-NICE = 19
 SPARKS = " ▁▂▃▄▅▆▇█"
 COLUMNS = 60
 FIRST = 10
@@ -97,14 +95,18 @@ def rehearse(
     --code and --without. WHERE is a position (812), a moment of the stream in seconds (812.0) or a date. The store is
     only read; the app may run meanwhile.
     """
-    from secondpass.cli.ways import quietly
-    from secondpass.engine.rehearse import moment
-    from secondpass.engine.rehearse import rehearse as run
-    from secondpass.store.reader import StoreReader
+    from secondpass.cli.apart import apart
 
     if html is not None:
         _refuse_unwritable(html)
-    with _low_priority():
+    changes = _settings(settings)
+
+    def rehearsed() -> int:
+        from secondpass.cli.ways import quietly
+        from secondpass.engine.rehearse import moment
+        from secondpass.engine.rehearse import rehearse as run
+        from secondpass.store.reader import StoreReader
+
         loaded = load_app(app)
         if code is not None:
             loaded.tasks = load_beside(loaded, code).tasks
@@ -115,7 +117,7 @@ def rehearse(
                 found = run(
                     loaded,
                     opened,
-                    settings=_settings(settings),
+                    settings=changes,
                     without=without,
                     begin=None if begin is None else moment(begin),
                     end=None if end is None else moment(end),
@@ -123,35 +125,22 @@ def rehearse(
                 )
         finally:
             opened.close()
-    command = ["secondpass", "explain", app, *(["--store", str(store)] if store is not None else [])]
-    report = report_of(found, str(directory), shlex.join(command))
-    if html is not None:
-        from secondpass.cli.rehearsal_page import page
+        command = ["secondpass", "explain", app, *(["--store", str(store)] if store is not None else [])]
+        report = report_of(found, str(directory), shlex.join(command))
+        if html is not None:
+            from secondpass.cli.rehearsal_page import page
 
-        _write(html, page(report))
-    if as_json:
-        text.say(document(report))
-    else:
-        text.say(list(lines_of(report)))
-        if html is not None and not quiet:
-            text.say(f"the report is in {shown(html)}", err=True)
-    unexpected = report.differences and not report.changes
-    return DIFFERENCE if unexpected else DONE
+            _write(html, page(report))
+        if as_json:
+            text.say(document(report))
+        else:
+            text.say(list(lines_of(report)))
+            if html is not None and not quiet:
+                text.say(f"the report is in {shown(html)}", err=True)
+        unexpected = report.differences and not report.changes
+        return DIFFERENCE if unexpected else DONE
 
-
-@contextlib.contextmanager
-def _low_priority() -> Generator[None]:
-    """Leave the processor to the app where it runs; workers that are started inside inherit that.
-
-    Where the kernel groups processes by session, it counts within one session (autogroup); a service has its own weight.
-    """
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    os.setpriority(os.PRIO_PROCESS, 0, max(before, NICE))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(PermissionError):  # only root may go back
-            os.setpriority(os.PRIO_PROCESS, 0, before)
+    return apart(rehearsed)
 
 
 def _settings(given: Sequence[str]) -> dict[str, dict[str, Any]]:

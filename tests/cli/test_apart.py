@@ -1,0 +1,116 @@
+"""Work apart: in a session of its own, with low priority there and beside others, and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secondpass.cli import apart
+from secondpass.errors import InputError
+
+GROUPED = apart._by_session()
+
+SLEEPS = """
+import os, sys, time
+from secondpass.cli import apart
+
+def work():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+    return 0
+
+apart.NICE = 0
+sys.exit(apart.apart(work))
+"""
+
+
+def priorities() -> tuple[int, str]:
+    group = Path("/proc/self/autogroup")
+    return os.getpriority(os.PRIO_PROCESS, 0), group.read_text().split()[-1] if group.exists() else ""
+
+
+@pytest.mark.skipif(not GROUPED, reason="the kernel does not group processes by session")
+def test_it_has_low_priority_within_its_session_and_beside_others(capfd: pytest.CaptureFixture[str]) -> None:
+    session, before = os.getsid(0), priorities()
+
+    def work() -> int:
+        print(os.getsid(0) != session, *priorities())
+        return 7
+
+    assert apart.apart(work) == 7
+    assert capfd.readouterr().out == f"True {apart.NICE} {apart.NICE}\n"
+    assert priorities() == before
+
+
+def test_without_such_groups_it_is_done_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(apart, "_ENABLED", tmp_path / "none")
+    before = priorities()[0]
+    seen: list[int] = []
+
+    def work() -> int:
+        seen.extend([os.getpid(), priorities()[0]])
+        return 3
+
+    assert apart.apart(work) == 3
+    assert seen == [os.getpid(), max(before, apart.NICE)]
+
+
+@pytest.mark.skipif(not GROUPED, reason="the kernel does not group processes by session")
+def test_what_fails_there_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise InputError("no such input")
+
+    assert apart.apart(work) == 4
+    found = capfd.readouterr()
+    assert (found.out, found.err) == ("", "error: no such input\n")
+
+
+@pytest.fixture
+def sleeping() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that waits for its work, and the process that does it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    yield process, child
+    process.kill()
+    process.communicate()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+
+
+def gone(pid: int) -> bool:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_ctrl_c_ends_it(sleeping: tuple[subprocess.Popen[str], int]) -> None:
+    process, child = sleeping
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1] == "interrupted\n"
+    assert process.returncode == 130 or not GROUPED
+    assert gone(child)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_it_ends_with_who_waits_for_it(sleeping: tuple[subprocess.Popen[str], int], number: int) -> None:
+    process, child = sleeping
+    process.send_signal(number)
+    process.wait(timeout=20)
+    assert process.returncode in (-number, 128 + number)
+    assert gone(child)
