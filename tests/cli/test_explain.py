@@ -332,6 +332,29 @@ def test_an_input_that_was_edited_is_noticed_by_what_comes_out(ran, command) -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "position", "said"),
+    [
+        (
+            1,
+            1,
+            'position 1 put {"cid":2,"time":1.0} out on main (number 2), which it does not do when it is run',
+        ),
+        (3, 3, "position 3 was set aside (dead letter 0); run again it is not"),
+    ],
+)
+def test_what_does_not_come_out_any_more_is_noticed(
+    ran, command, line: int, position: int, said: str
+) -> None:
+    path = ran.folder / "in.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    lines[line] = lines[line].replace('"cid": 2', '"cid": 1').replace('"cid": 9', '"cid": 1')
+    path.write_text("".join(lines))
+    done = command("explain", "app.py", str(position))
+    assert (done.code, done.out) == (1, "")
+    assert said in done.err
+
+
 @pytest.mark.parametrize("keep", [0, 2])
 def test_an_input_that_is_gone_is_told(ran, command, keep: int) -> None:
     path = ran.folder / "in.jsonl"

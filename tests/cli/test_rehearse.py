@@ -134,6 +134,43 @@ def test_a_part_of_the_log_begins_with_the_state_that_there_was(ran, command) ->
     assert told(command, "--from", "1970-01-01T00:00:06Z").begin == 6
 
 
+def test_the_state_at_the_beginning_of_a_part_is_what_it_was_not_what_it_would_have_been(
+    project, command
+) -> None:
+    project.write(
+        "app.py",
+        """
+        class Total(Task[Seen]):
+            step: int = 1
+            total = value(int, 0)
+
+            def handle(self, event: Seen) -> Seen:
+                self.total += self.step
+                return event.replace(cid=self.total)
+
+        app = App("total", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Total()])
+        """,
+    )
+    project.seen(*[1] * 8)
+    assert command("run", "app.py", "-q").code == 0
+    found = told(command, "--from", "5", "--set", "Total.step=10")
+    assert [(d.recorded["cid"], d.rehearsed["cid"]) for d in found.first] == [(6, 15), (7, 25), (8, 35)]
+
+
+def test_the_rates_add_up_to_what_was_put_out_and_what_would_have_been(ran, command) -> None:
+    found = told(command, "--set", "Suppress.window_s=5")
+    for stream in found.streams:
+        (rate,) = [rate for rate in found.rates if rate.stream == stream.name]
+        assert (sum(rate.recorded), sum(rate.rehearsed)) == (stream.recorded, stream.rehearsed)
+    (main,) = [rate for rate in found.rates if rate.stream == "main"]
+    assert (found.rates_begin, found.rates_width_s) == (0.0, 1.0)
+    assert [i for i, (a, b) in enumerate(zip(main.recorded, main.rehearsed, strict=True)) if a != b] == [
+        5,
+        8,
+        9,
+    ]
+
+
 def test_what_was_set_while_it_ran_is_rehearsed_too(ran, command) -> None:
     append(ran, '{"cid": 4, "time": 10.0}\n')
     path = ran.folder / "app.py"
