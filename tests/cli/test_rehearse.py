@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from secondpass.cli.shapes import RehearsalReport
+from secondpass.store.copy import Moment
 
 SUPPRESS = """
 class Suppress(Task[Seen]):
@@ -155,6 +156,23 @@ def test_the_state_at_the_beginning_of_a_part_is_what_it_was_not_what_it_would_h
     assert command("run", "app.py", "-q").code == 0
     found = told(command, "--from", "5", "--set", "Total.step=10")
     assert [(d.recorded["cid"], d.rehearsed["cid"]) for d in found.first] == [(6, 15), (7, 25), (8, 35)]
+
+
+@pytest.mark.parametrize("snapshot", [True, False])
+def test_what_had_expired_at_the_beginning_of_a_part_stays_so(project, command, *, snapshot: bool) -> None:
+    project.write("app.py", SUPPRESS)
+    project.seen(1, 2, 2, 2, 5)
+    assert command("run", "app.py", "-q").code == 0  # that of camera 1 has expired at 3 s
+    if snapshot:
+        store = project.folder / ".secondpass" / "suppress"
+        moment = Moment(store, store / "snapshots")
+        moment.copy()
+        moment.close()
+    project.seen(1, 2, 2, 2, 5, 2, 1)
+    assert command("run", "app.py", "-q").code == 0
+    found = told(command, "--from", "5", "--set", "Suppress.window_s=100")
+    assert [(d.kind, d.position) for d in found.first] == []
+    assert counts(found)["main"] == (1, 1, 1, 0, 0, 0)
 
 
 def test_the_rates_add_up_to_what_was_put_out_and_what_would_have_been(ran, command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from test_commands import CHAIN, Fed
 
 from secondpass import App, Event, Task, timer
 from secondpass.control import Control
+from secondpass.engine import seek
 from secondpass.engine.explain import Explanation
 from secondpass.engine.rehearse import Rehearsal, rehearse
 from secondpass.errors import ChangeRefused
@@ -65,6 +67,49 @@ def test_commands_are_done_again_at_their_places(tmp_path: Path, rng: random.Ran
     assert done
     told = replayed.explain(done[-1]["position"], store=tmp_path / "store")
     assert (told.kind, told.event["asked"]) == ("command", done[-1]["asked"])
+
+
+def test_a_far_way_back_with_commands_on_it_names_the_same_records_as_the_plain_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    app = App("live", source=seen(60), tasks=CHAIN, keep_snapshots=None)
+    control = Control(store, app)
+    app.run(store=store, workers=0, limit=20)
+    control.drop("Count")
+    app.run(store=store, workers=0, limit=20)
+    control.stop("First")
+    control.start("First", fresh=True)
+    app.run(store=store, workers=0)
+    plain = explained(app, store)
+    first = next(e for e in plain[21:] if any(call.task == "Count" for call in e.calls))
+    (total,) = [read.by for call in first.calls for read in call.reads if read.name == "total"]
+    assert (total.position, total.kind, total.event["asked"]) == (20, "command", "drop-state")
+    monkeypatch.setattr(seek, "FAR", 2)
+    monkeypatch.setattr(seek, "NEAR", 1)
+    assert [e.calls for e in explained(app, store)] == [e.calls for e in plain]
+
+
+class Deadly(Task[Seen]):
+    """Ends the process that handles one event."""
+
+    def handle(self, event: Seen) -> Seen:
+        if event.n == 7:
+            os._exit(3)
+        return event
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_event_that_ended_its_workers_is_not_tried_again(tmp_path: Path, workers: int) -> None:
+    app = App("deadly", source=seen(20), tasks=[Deadly().options(place="workers"), Count()], workers=2)
+    app.run(store=tmp_path / "store")
+    store = StoreReader.open_to_read(tmp_path / "store")
+    found = rehearse(app, store, workers=workers)
+    store.close()
+    assert (found.differences, found.stopped, found.notes) == (0, None, [])
+    told = app.explain(7, store=tmp_path / "store")
+    assert [(s.task, "exit code 3" in s.error) for s in told.set_aside] == [("Deadly", True)]
+    assert told.calls[0].outcome == "failed"
 
 
 class Arriving:
