@@ -175,6 +175,32 @@ def test_what_had_expired_at_the_beginning_of_a_part_stays_so(project, command, 
     assert counts(found)["main"] == (1, 1, 1, 0, 0, 0)
 
 
+def test_the_first_differences_come_in_the_order_of_the_log_and_are_of_each_stream(project, command) -> None:
+    project.write(
+        "app.py",
+        """
+        class Page(Task[Seen]):
+            most: int = 100
+            pages = output(Seen)
+
+            def handle(self, event: Seen) -> Seen:
+                if event.time > self.most:
+                    raise ValueError("late")
+                if event.time > 30:
+                    self.pages.emit(event)
+                return event.replace(cid=self.most)
+
+        app = App("page", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Page()])
+        """,
+    )
+    project.seen(*[1] * 50)
+    assert command("run", "app.py", "-q").code == 0
+    found = told(command, "--set", "Page.most=40")
+    assert len(found.first) == 20
+    assert [d.position for d in found.first] == [*range(14), 41, 41, 42, 42, 43, 43]
+    assert [(d.kind, d.stream) for d in found.first[-4:-2]] == [("gone", "pages"), ("new", "dead letters")]
+
+
 def test_the_rates_add_up_to_what_was_put_out_and_what_would_have_been(ran, command) -> None:
     found = told(command, "--set", "Suppress.window_s=5")
     for stream in found.streams:
@@ -382,7 +408,43 @@ def test_a_browser_shows_the_page(report: Path) -> None:
         "streams",
         "first",
     ]
+    assert "3 differences from what was put out" in " ".join(page.text.split())
     picture = report.parent / "page.png"
     browse(report, f"--screenshot={picture}", "--window-size=900,1400")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 20_000
+
+
+SEEN = """
+<script>
+const wide = [...document.querySelectorAll("main, table#streams, figure, svg")]
+  .filter(e => e.scrollWidth > e.clientWidth && e.tagName != "svg" || e.getBoundingClientRect().right > innerWidth);
+const height = (e) => e.getBoundingClientRect().height;
+document.body.dataset.seen = JSON.stringify({
+  wide: wide.map(e => e.tagName), scrolls: document.documentElement.scrollWidth > innerWidth,
+  ground: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
+  letters: Math.min(...[...document.querySelectorAll("svg text")].map(height)),
+  curves: [...document.querySelectorAll("svg .curve")].map(e => e.getTotalLength() > 100),
+  colours: new Set([...document.querySelectorAll("svg .curve")].map(e => getComputedStyle(e).stroke)).size,
+});
+</script></body>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_shows_it_in_wide_and_narrow_windows_in_light_and_dark(
+    report: Path, *, width: int, dark: bool
+) -> None:
+    looked = report.with_name("looked.html")
+    looked.write_text(report.read_text().replace("</body>", SEEN))
+    page = Page()
+    options = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    page.feed(browse(looked, "--dump-dom", f"--window-size={width},1000", *options))
+    (body,) = [attrs for tag, attrs in page.tags if tag == "body"]
+    seen = json.loads(body["data-seen"])
+    assert (seen["wide"], seen["scrolls"]) == ([], False)
+    assert (seen["ground"] == "rgb(13, 17, 23)") is dark
+    assert seen["ground"] != seen["ink"]
+    assert seen["letters"] > 10
+    assert (seen["curves"], seen["colours"]) == ([True] * 4, 2)

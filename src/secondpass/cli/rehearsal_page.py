@@ -14,7 +14,7 @@ from secondpass.cli import text
 from secondpass.cli.shapes import DifferenceReport, RateReport, RehearsalReport, line
 
 WIDTH, HEIGHT = 720, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 26
 
 _STYLE = """\
 :root { color-scheme: light dark; --ink: #1f2937; --soft: #5b6676; --line: #d5dbe3; --ground: #ffffff; --card: #f6f8fa;
@@ -38,7 +38,10 @@ figcaption { display: flex; flex-wrap: wrap; gap: 1.2rem; margin-bottom: .4rem; 
 svg { display: block; width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
 svg .axis { stroke: var(--line); } svg .curve { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round; }
 svg .curve.was { stroke-dasharray: 5 3; }
-summary { cursor: pointer; color: var(--soft); }"""
+summary { cursor: pointer; color: var(--soft); }
+@media (max-width: 40rem) {
+  body { padding: 1rem .8rem 2rem; } table { font-size: .85em; } th, td { padding: .3rem .25rem; }
+  figure { padding: .6rem .5rem; } svg text { font-size: 17px; } svg .curve { stroke-width: 2.4; } }"""
 
 
 def page(report: RehearsalReport) -> str:
@@ -56,7 +59,7 @@ def _lines(report: RehearsalReport) -> Iterator[str]:
     told = text.plural(report.differences, "difference") if report.differences else "no difference"
     yield (
         f'<p>Positions {text.count(report.begin)} to {text.count(report.end - 1)}: <strong id="told">{told}</strong> '
-        f"to what was put out.</p>"
+        f"from what was put out.</p>"
     )
     if report.changes:
         yield (
@@ -71,8 +74,11 @@ def _lines(report: RehearsalReport) -> Iterator[str]:
     yield from _differences(report)
     if report.notes:
         yield ("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>")
+    repeated = ""
+    if report.repeated:
+        repeated = f"; unchanged, the first {text.plural(report.repeated, 'output')} came out as recorded"
     yield (
-        f'<p class="soft">{text.plural(report.end - report.begin, "record")} in {text.duration(report.seconds)}. '
+        f'<p class="soft">{text.plural(report.end - report.begin, "record")} in {text.duration(report.seconds)}{repeated}. '
         f"Store: <code>{escape(report.store)}</code></p></main></body></html>"
     )
 
@@ -100,7 +106,7 @@ def _charts(report: RehearsalReport) -> Iterator[str]:
     shown = [rate for rate in report.rates if len(rate.recorded) > 1]
     if begin is None or not shown:
         return
-    yield f"<h2>Over the stream's time, in {escape(text.duration(width_s))} each</h2>"
+    yield f"<h2>Over the stream's time, in steps of {escape(text.duration(width_s))}</h2>"
     for rate in shown:
         yield "<figure><figcaption>"
         yield f'<strong>{escape(rate.stream)}</strong><span class="key was">put out</span>'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
@@ -23,7 +24,9 @@ from secondpass.store.format import OutputRow
 from secondpass.store.reader import StoreReader
 
 FIRST = 20
-"""So many differences are told one by one."""
+"""So many differences are told one by one: the first ones."""
+OF_EACH = 3
+"""So many of each stream are among them, however late they come."""
 BINS = 120
 """Over the stream's time there are at least so many, and less than twice as many, once it is long enough."""
 LETTERS = "dead letters"
@@ -191,9 +194,18 @@ class Comparison:
         self.streams = {name: StreamDifference(name) for name in [*streams, LETTERS]}
         self._recorded: dict[str, _Lines | _Letters] = {name: _Lines(store, name, begin) for name in streams}
         self._recorded[LETTERS] = _Letters(store, begin)
-        self.first: list[Different] = []
+        self._first: dict[str, list[Different]] = {name: [] for name in self.streams}
         self.rates = Rates()
         self.tallies: dict[str, Tally] = {}
+
+    @property
+    def first(self) -> list[Different]:
+        """The first differences, in the order of the log, and some of each stream."""
+        chosen = [one for found in self._first.values() for one in found[:OF_EACH]]
+        others = [one for found in self._first.values() for one in found[OF_EACH:]]
+        others.sort(key=attrgetter("position"))
+        chosen += others[: max(0, FIRST - len(chosen))]
+        return sorted(chosen, key=attrgetter("position"))
 
     def epoch(self, epoch: Epoch, outcome: Outcome) -> None:
         """Compare an epoch."""
@@ -240,7 +252,7 @@ class Comparison:
         lines: list[bytes],
         events: list[Any],
     ) -> None:
-        i = j = 0
+        i, j, first = 0, 0, self._first[found.name]
         while i < len(was) or j < len(lines):
             at = min(was_at[i] if i < len(was) else 1 << 62, positions[j] if j < len(lines) else 1 << 62)
             i_end, j_end = i, j
@@ -255,9 +267,9 @@ class Comparison:
             found.gone += len(gone) - both
             found.new += len(new) - both
             for k in range(max(len(gone), len(new))):
-                if len(self.first) < FIRST:
+                if len(first) < FIRST:
                     kind: Kind = "changed" if k < both else "gone" if k < len(gone) else "new"
-                    self.first.append(
+                    first.append(
                         Different(
                             kind,
                             found.name,
