@@ -125,6 +125,7 @@ def test_another_files_chain_is_rehearsed_over_the_same_log(ran, command) -> Non
     found = told(command, "--code", "next.py")
     assert found.changes == ["Suppress: new code"]
     assert counts(found)["main"] == (6, 9, 6, 0, 3, 0)
+    assert (found.repeated, found.notes) == (6, [])  # the code that ran is in the app's own file
 
 
 def test_a_part_of_the_log_begins_with_the_state_that_there_was(ran, command) -> None:
@@ -199,6 +200,49 @@ def test_the_first_differences_come_in_the_order_of_the_log_and_are_of_each_stre
     assert len(found.first) == 20
     assert [d.position for d in found.first] == [*range(14), 41, 41, 42, 42, 43, 43]
     assert [(d.kind, d.stream) for d in found.first[-4:-2]] == [("gone", "pages"), ("new", "dead letters")]
+
+
+@pytest.fixture
+def forgetful(ran, command, monkeypatch: pytest.MonkeyPatch):
+    """The same, and two events more, of which only the last two outputs are kept."""
+    monkeypatch.setattr("secondpass.store.database.KEEP_OUTPUT_BYTES", 1)
+    append(ran, '{"cid": 4, "time": 10.0}\n{"cid": 5, "time": 11.0}\n')
+    assert command("run", "app.py", "-q").code == 0
+    return ran
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_what_is_not_kept_any_more_is_compared_with_the_chain_as_it_was(
+    forgetful, command, workers: str
+) -> None:
+    found = told(command, "--set", "Suppress.window_s=5", "--workers", workers)
+    assert (found.begin, found.compared_from) == (0, 0)
+    assert counts(found) == {"main": (8, 5, 5, 3, 0, 0), "dead letters": (1, 1, 1, 0, 0, 0)}
+    assert [(d.kind, d.position) for d in found.first] == [("gone", 5), ("gone", 8), ("gone", 9)]
+    assert "of main the store keeps what was put out since position 10 (16 MB)" in found.notes[0]
+    found = told(command, "--set", "Suppress.window_s=5", "--from", "4", "--to", "9", "--workers", workers)
+    assert counts(found)["main"] == (3, 1, 1, 2, 0, 0)
+    assert told(command, "--set", "Suppress.window_s=5", "--from", "10").notes == []
+
+
+def test_where_the_code_that_ran_is_gone_too_only_what_is_kept_is_compared(forgetful, command) -> None:
+    path = forgetful.folder / "app.py"
+    path.write_text(path.read_text().replace("+ 100", "+ 200"))
+    found = told(command)
+    assert (found.begin, found.compared_from) == (0, 10)
+    assert counts(found)["main"] == (2, 2, 0, 0, 0, 2)
+    assert "it is compared from there on" in found.notes[1]
+    done = command("rehearse", "app.py", "--to", "9")
+    assert (done.code, done.out) == (2, "")
+    assert "the store keeps no outputs of these positions" in done.err
+
+
+def test_what_does_not_repeat_what_is_kept_is_no_measure(forgetful, command) -> None:
+    path = forgetful.folder / "in.jsonl"
+    path.write_text(path.read_text().replace('"cid": 5', '"cid": 4'))  # the last one, which was put out
+    done = command("rehearse", "app.py", "--set", "Suppress.window_s=5", "--to", "9")
+    assert (done.code, done.out) == (1, "")
+    assert "position 11 put" in done.err
 
 
 def test_the_rates_add_up_to_what_was_put_out_and_what_would_have_been(ran, command) -> None:

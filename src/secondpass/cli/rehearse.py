@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import math
 import os
@@ -107,9 +108,10 @@ def rehearse(
         from secondpass.engine.rehearse import rehearse as run
         from secondpass.store.reader import StoreReader
 
-        loaded = load_app(app)
+        ran = loaded = load_app(app)
         if code is not None:
-            loaded.tasks = load_beside(loaded, code).tasks
+            loaded = copy.copy(ran)
+            loaded.tasks = load_beside(ran, code).tasks
         directory = find_store(app, store)
         opened = StoreReader.open_to_read(directory)
         try:
@@ -117,6 +119,7 @@ def rehearse(
                 found = run(
                     loaded,
                     opened,
+                    ran=ran,
                     settings=changes,
                     without=without,
                     begin=None if begin is None else moment(begin),

@@ -7,12 +7,14 @@ one there, it is changed. Dead letters are compared as a stream of their own.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
 
+from secondpass.engine.again import Again
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.outbox import decode_plain, encode_json
 from secondpass.engine.recorded import _sorted, _unordered
@@ -162,6 +164,21 @@ class _Lines:
         return bool(self._positions)
 
 
+class _Both:
+    """The outputs of a stream whose first ones are not kept any more."""
+
+    def __init__(self, again: Again, kept: _Lines, since: int) -> None:
+        self._again, self._kept, self._since = again, kept, since
+
+    def upto(self, position: int) -> tuple[list[int], list[bytes]]:
+        """The outputs before a position that were not given yet."""
+        positions, lines = self._again.upto(self._kept.name, min(position, self._since))
+        if position > self._since:
+            kept = self._kept.upto(position)
+            positions, lines = positions + kept[0], lines + kept[1]
+        return positions, lines
+
+
 class _Letters:
     """The recorded dead letters, as an output stream has it."""
 
@@ -190,9 +207,21 @@ def _letter_line(task: str, error: str) -> bytes:
 class Comparison:
     """What comes of each epoch, beside what the store has for its positions."""
 
-    def __init__(self, store: StoreReader, streams: list[str], begin: int) -> None:
+    def __init__(
+        self,
+        store: StoreReader,
+        streams: list[str],
+        begin: int,
+        again: Again | None = None,
+        forgotten: Mapping[str, int] | None = None,
+    ) -> None:
         self.streams = {name: StreamDifference(name) for name in [*streams, LETTERS]}
-        self._recorded: dict[str, _Lines | _Letters] = {name: _Lines(store, name, begin) for name in streams}
+        self._recorded: dict[str, _Lines | _Letters | _Both] = {
+            name: _Lines(store, name, begin) for name in streams
+        }
+        if again is not None:
+            for name, since in (forgotten or {}).items():
+                self._recorded[name] = _Both(again, _Lines(store, name, since), since)
         self._recorded[LETTERS] = _Letters(store, begin)
         self._first: dict[str, list[Different]] = {name: [] for name in self.streams}
         self.rates = Rates()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secondpass.app import App
+from secondpass.engine.again import Again
 from secondpass.engine.difference import Comparison, Different, Rates, StreamDifference
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.explain import _Compared
@@ -74,6 +75,7 @@ def rehearse(
     app: App,
     store: StoreReader,
     *,
+    ran: App | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     without: Sequence[str] = (),
     begin: float | None = None,
@@ -83,7 +85,7 @@ def rehearse(
 ) -> Rehearsal:
     """What an app's chain, changed, would have put out over a part of its recorded log.
 
-    `begin` and `end` are positions (whole numbers) or moments of the stream's time (seconds, as a float).
+    `ran` is the app with the code that ran, where `app` has other code. `begin` and `end` are positions (whole numbers) or moments of the stream's time (seconds, as a float).
     """
     began = time.perf_counter()
     changes = changes_of(app, store, settings or {}, without)
@@ -103,16 +105,23 @@ def rehearse(
     notes: list[str] = []
     base, first = _base(app, store, kept, first, last, begin is None, notes)
     try:
-        repeated = _repeats(app, store, kept, changes, first, last, notes)
+        repeated = _repeats(ran or app, store, kept, changes, first, last, notes)
         streams = list(dict.fromkeys([*app.streams, *store.progress.numbers]))
-        compared_from = _kept_outputs(store, streams, first, last, notes)
-        replay = Replay(store, app, base, last)
-        standing = Rehearsed(app, base, changes, begun=base.position == first)
-        rerun = Rerun(app, replay, standing, workers)
+        forgotten = _forgotten(store, streams, first)
+        again, compared_from = _again(ran or app, store, base, first, last, forgotten, workers, notes)
     except BaseException:
         base.close()
         raise
-    comparison = Comparison(store, streams, compared_from)
+    try:
+        replay = Replay(store, app, base, last)
+        standing = Rehearsed(app, base, changes, begun=base.position == first)
+        rerun = Rerun(app, replay, standing, workers)
+        comparison = Comparison(store, streams, compared_from, again, forgotten)
+    except BaseException:
+        if again is not None:
+            again.close()
+        base.close()
+        raise
 
     def on_epoch(epoch: Epoch, outcome: Outcome) -> None:
         comparison.epoch(epoch, outcome)
@@ -125,8 +134,12 @@ def rehearse(
             rerun.changed()
         rerun.run(compared_from, lambda _epoch, _outcome: None)
         rerun.run(last, on_epoch)
+        if again is not None:
+            again.check()
     finally:
         rerun.close()
+        if again is not None:
+            again.close()
         base.close()
     if standing.left_out:
         notes.append("recorded commands that were left out: " + "; ".join(standing.left_out))
@@ -214,20 +227,53 @@ def _gone(app: App, kept: Kept, error: InputError) -> InputError:
     return InputError(f"{error}; what came since can be rehearsed: --from {base.position}")
 
 
-def _kept_outputs(store: StoreReader, streams: list[str], first: int, last: int, notes: list[str]) -> int:
-    """The first position from which all recorded outputs are kept."""
+def _forgotten(store: StoreReader, streams: list[str], first: int) -> dict[str, int]:
+    """By stream whose outputs are not all kept: the position since which they are."""
+    found: dict[str, int] = {}
     for stream in streams:
         kept_from = store.progress.kept_from.get(stream, 0)
         row = next(iter(store.outputs(stream, after=kept_from)), None) if kept_from else None
-        if row is not None and row.positions[0] > first:
-            first = row.positions[0]
-            notes.append(
-                f"of {stream} the store keeps what was put out since position {first} (16 MB), and no more: it is compared "
-                f"from there on"
-            )
-    if first >= last:
-        raise SettingsError("the store keeps no outputs of these positions; give later ones with --from")
-    return first
+        since = store.progress.position if kept_from and row is None else row.positions[0] if row else 0
+        if since > first:
+            found[stream] = since
+    return found
+
+
+def _again(
+    app: App,
+    store: StoreReader,
+    base: Base,
+    first: int,
+    last: int,
+    forgotten: dict[str, int],
+    workers: int | None,
+    notes: list[str],
+) -> tuple[Again | None, int]:
+    """What tells what was put out where it is not kept; and where the comparison begins."""
+    if not forgotten:
+        return None, first
+    since = max(forgotten.values())
+    names = " and ".join(forgotten)
+    try:
+        again = Again(app, store, base, first, forgotten, workers)
+    except NotRepeated as error:
+        if "task" not in error.details:
+            raise
+        if since >= last:
+            raise SettingsError(
+                f"the store keeps no outputs of these positions, and the code that ran is not there to run it again; give "
+                f"later ones with --from ({error})"
+            ) from error
+        notes.append(
+            f"of {names} the store keeps what was put out since position {since} (16 MB), and no more: it is compared from "
+            f"there on"
+        )
+        return None, since
+    notes.append(
+        f"of {names} the store keeps what was put out since position {since} (16 MB): what was before is compared with the "
+        f"chain as it was, run again"
+    )
+    return again, first
 
 
 def _position(app: App, store: StoreReader, kept: Kept, at: float | None, otherwise: int) -> int:
