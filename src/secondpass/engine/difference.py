@@ -7,6 +7,7 @@ one there, it is changed. Dead letters are compared as a stream of their own.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -173,6 +174,8 @@ class _Both:
     def upto(self, position: int) -> tuple[list[int], list[bytes]]:
         """The outputs before a position that were not given yet."""
         positions, lines = self._again.upto(self._kept.name, min(position, self._since))
+        own = bisect_left(positions, self._since)  # it may have gone further for other streams
+        positions, lines = positions[:own], lines[:own]
         if position > self._since:
             kept = self._kept.upto(position)
             positions, lines = positions + kept[0], lines + kept[1]
