@@ -146,10 +146,10 @@ def rehearse(directory: Path, events: int, rounds: int) -> None:
     print(f"| a rehearsal | {events / statistics.median(rehearsals):,.0f} records/s |", flush=True)
 
 
-def live(directory: Path, rounds: int, workers: str, spin: str) -> float:
+def live(directory: Path, rounds: int, workers: str, spin: str) -> str:
     """How much longer a run takes beside a rehearsal that never ends: that is given from another session, as from another
-    terminal, since the kernel shares the processor by sessions first. Runs alone before and after it."""
-    ratios = []
+    terminal, since the kernel shares the processor by sessions first. Runs alone before and after it, and how much these differ among themselves."""
+    ratios, alone = [], []
 
     def once() -> float:
         return run(directory, "live", "--workers", workers, SPIN=spin)[0]
@@ -171,8 +171,9 @@ def live(directory: Path, rounds: int, workers: str, spin: str) -> float:
             beside.wait()
         after = once()
         ratios.append(2 * taken / (before + after))
+        alone.append(after / before)
         before = after
-    return statistics.median(ratios)
+    return f"{statistics.median(ratios):.2f} | {min(alone):.2f} to {max(alone):.2f}"
 
 
 def main() -> None:
@@ -196,10 +197,11 @@ def main() -> None:
         rehearse(directory, given.events, given.rounds)
         inline = live(directory, given.rounds, "0", "0")
         print(
-            f"| a run in one process beside rehearsals, to the run alone: wall | {inline:.2f} |", flush=True
+            "\n| a run beside rehearsals, to the run alone: wall | median | two runs alone, for comparison |\n|-|-|-|"
         )
+        print(f"| in one process | {inline} |", flush=True)
         spun = live(directory, given.rounds, "2", "400")
-        print(f"| a run on two workers beside rehearsals, to the run alone: wall | {spun:.2f} |", flush=True)
+        print(f"| on two workers | {spun} |", flush=True)
 
 
 if __name__ == "__main__":

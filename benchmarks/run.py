@@ -34,7 +34,7 @@ ALL = [
     ("memory", "Memory over a long stream", [], ["--events", "200000"]),
     ("reopen", "Reopening a store", [], ["--cells", "10000", "--rounds", "1"]),
     ("many_cells", "Many cells", [], ["--cells", "1000,100000", "--epochs", "50"]),
-    ("explain", "Explaining and rehearsing", ["--events", "500000", "--rounds", "3"], ["--events", "30000", "--rounds", "1"]),
+    ("explain", "Explaining and rehearsing", ["--events", "500000", "--rounds", "7"], ["--events", "30000", "--rounds", "1"]),
     ("import_time", "Importing", [], ["--rounds", "3"]),
 ]  # fmt: skip
 
