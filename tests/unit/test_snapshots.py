@@ -18,9 +18,10 @@ import pytest
 from secondpass import App, Event, Task, table
 from secondpass.amounts import Keep
 from secondpass.engine import snapshots
-from secondpass.engine.explain import Explainer
+from secondpass.engine.explain import Explainer, positions_where
+from secondpass.engine.rehearse import rehearse
 from secondpass.engine.snapshots import DIRECTORY, KEPT, Kept, files, least_missed, thin
-from secondpass.errors import InputError, NotRepeated
+from secondpass.errors import InputError, NotRepeated, SettingsError
 from secondpass.loading import load
 from secondpass.store.copy import PARTIAL, Moment
 from secondpass.store.reader import StoreReader
@@ -201,6 +202,17 @@ def test_what_stays_of_a_log_that_forgets_can_be_run_again(small_segments: None,
     opened = StoreReader.open_to_read(store)
     oldest = Kept(opened).oldest(app)
     assert left[0] <= oldest.position < 2000
+    assert positions_where(app, opened, oldest, {"n": "1990"}) == [1990]
+    with pytest.raises(
+        SettingsError, match=rf"no event since position {oldest.position} \(what was before is gone\)"
+    ):
+        positions_where(app, opened, oldest, {"n": "3"})
+    found = rehearse(app, opened, settings={"Count": {"step": 2}}, workers=0)
+    assert (found.begin, found.end) == (oldest.position, 2000)
+    assert found.notes[0] == f"the input before position {oldest.position} is gone: it begins there"
+    for begin in (0, 0.0):
+        with pytest.raises(InputError, match=rf"what came since can be rehearsed: --from {oldest.position}"):
+            rehearse(app, opened, begin=begin, workers=0)
     oldest.close()
     opened.close()
     assert app.explain(1999, store=store).event == Seen(n=1999, time=1999.0)
