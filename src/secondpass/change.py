@@ -91,7 +91,7 @@ def changed(
     do not change are the same dicts, also where cells in them have expired (`Link.let_go`).
     """
     links = list(chain)
-    if change.kind in ("pause", "resume", "end"):
+    if change.kind in ("pause", "resume", "end", "reload"):
         return links
     at = index_of(chain, change)
     link = links[at] if at is not None else None

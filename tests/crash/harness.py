@@ -36,10 +36,11 @@ from secondpass import reference
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.live import recorded_change
 from secondpass.engine.outbox import decode_event_plain, type_name
-from secondpass.record import INTAKE, DeadLetter, Refused, Retry, Tick
+from secondpass.record import INTAKE, Change, DeadLetter, Refused, Retry, Tick
 from secondpass.reference import Tally
 from secondpass.state import live_cells
 from secondpass.store.database import Store
+from secondpass.store.format import CellCodec, unpack_cells
 from secondpass.store.spool import Command, Spool
 from secondpass.task import Task
 
@@ -309,6 +310,8 @@ class Case:
         self.epoch_records = 50
         self.spec, self.options = NAME, tuple[str, ...]()
         self.tasks = TASKS
+        self.versions = 0
+        """Of the file of weights."""
         self.log_file = directory / "log.txt"
         self._states: dict[Any, Any] = {}
 
@@ -317,7 +320,17 @@ class Case:
         directory.mkdir(parents=True)
         shutil.copy(HERE / NAME, directory / NAME)
         (directory / "in.jsonl").write_bytes(b"".join(content))
-        return cls(directory, server)
+        case = cls(directory, server)
+        case.weigh()
+        return case
+
+    def weigh(self) -> None:
+        """Put the next version of the weights into the place of the last one."""
+        rows = [f"{w.cid},{w.factor}\n" for w in crash_app.weights(self.versions).values()]
+        new = self.directory / "weights.new"
+        new.write_text("".join(["cid,factor\n", *rows]))
+        new.rename(self.directory / "weights.csv")
+        self.versions += 1
 
     def copy(self, to: Path) -> Case:
         """The same case in another directory."""
@@ -325,6 +338,7 @@ class Case:
         twin = Case(to, self.server)
         twin.wants, twin.epoch_records, twin._states = dict(self.wants), self.epoch_records, self._states
         twin.spec, twin.options, twin.tasks = self.spec, self.options, self.tasks
+        twin.versions = self.versions
         return twin
 
     def on_workers(self, spec: str = ON_WORKERS) -> Case:
@@ -417,7 +431,7 @@ def _has_schema(directory: Path) -> bool:
         db.close()
 
 
-TICK = "tick"
+TICK, RELOAD = "tick", "reload"
 
 
 class Asked(NamedTuple):
@@ -443,7 +457,7 @@ class _Check:
         case, progress = self.case, self.store.progress
         data = (case.directory / "in.jsonl").read_bytes()
         records, ends = records_of(data)
-        asked = sorted([*self._asked(), *self._ticks()], key=lambda found: found.at)
+        asked = sorted([*self._asked(), *self._ticks(), *self._reloads()], key=lambda found: found.at)
         log = self._log(records, asked, progress.position)
         wanted = self._meaning(log, asked)
         self.expect("records read", len(log), progress.position)
@@ -482,7 +496,7 @@ class _Check:
         return [
             (k, {**d, "position": p})
             for p, k, d in self.store.history()
-            if k in ("retry", "drop", "command", "left out")
+            if k in ("retry", "drop", "command", "left out") and d.get("asked") != RELOAD
         ]
 
     def _asked(self) -> list[Asked]:
@@ -504,6 +518,24 @@ class _Check:
         ticks = [d for _, kind, d in self.store.history() if kind == "tick"]
         return [Asked(d["position"], TICK, Command("retry"), d) for d in ticks]
 
+    def _reloads(self) -> list[Asked]:
+        """The weights that were loaded again, in the order of the file's versions."""
+        spec = type(self.case.tasks[3])._shape.lookups["weights"]
+        codec = CellCodec.of(spec.table)
+        held, version, found = dict(crash_app.weights(0)), 0, list[Asked]()
+        for at, _, details in self.store.history():
+            if details.get("asked") == RELOAD:
+                body = unpack_cells(details["cells"])
+                changed = dict(zip(codec.keys(body.keys), codec.entries(body.entries), strict=True))
+                held = {k: w for k, w in held.items() if k not in codec.keys(body.gone)} | spec.wake(changed)
+                version += 1
+                while version < self.case.versions and held != crash_app.weights(version):
+                    version += 1
+                if version >= self.case.versions:
+                    raise Mismatch(f"the reload at position {at} is none of the versions that are left: {held}")
+                found.append(Asked(at, RELOAD, Command("retry"), {"to": held}))
+        return found
+
     def _log(self, records: list[Any], asked: list[Asked], position: int) -> list[Any]:
         """The log up to a position: the input with the commands in the places where history has them."""
         log: list[Any] = []
@@ -513,6 +545,9 @@ class _Check:
                 log.append(next(rest))
             if found.name == TICK:
                 log.append(Tick(found.details["time"]))
+                continue
+            if found.name == RELOAD:
+                log.append(Change("reload", "weights", found.details["to"]))
                 continue
             if found.command.kind != "retry":
                 log.append(recorded_change(found.details))
@@ -528,7 +563,7 @@ class _Check:
         """What the plain loop makes of a log; kept, since an input only grows and many kills meet the same log."""
         key = (len(log), tuple((found.at, found.name) for found in asked if found.at < len(log)))
         if key not in self.case._states:
-            self.case._states[key] = reference.run(self.case.tasks, log)
+            self.case._states[key] = reference.run(self.case.tasks, log, lookups={"weights": crash_app.weights(0)})
         return self.case._states[key]
 
     def _outputs(self, wanted: reference.Result, complete: bool) -> None:

@@ -150,7 +150,9 @@ class Recorder:
     def look(self) -> None:
         with contextlib.suppress(OSError):
             content = (self.directory / store_ends.FILE).read_bytes()
-            self.ends.append((len(self.disk.ops), content))  # counted after: all that it speaks of is among them
+            self.ends.append(
+                (len(self.disk.ops), content)
+            )  # counted after: all that it speaks of is among them
 
 
 def session(store: Path, recorder: Recorder, rng: random.Random) -> None:

@@ -22,6 +22,9 @@ from secondpass.engine.executor import Parcel
 from secondpass.engine.names import find_type, type_name
 from secondpass.event import untyped
 
+LOOKUPS = -1
+"""Stands for a task's index: the bundle brings what lookups hold, for all tasks."""
+
 KEYED, WHOLE, KEPT = 0, 1, 2
 """What cells a bundle brings: those of its keys; all of the task's; none, the worker has all from the one before."""
 
@@ -56,8 +59,9 @@ class Bundle(msgspec.Struct, array_like=True):
     keys: Raw
     """The keys that each event may touch, in a keyed bundle of a task with state; see `encode_keys`."""
     cells: dict[str, tuple[Raw, Raw]]
-    """By table: keys, and entries at rest."""
+    """By table: keys, and entries at rest. By lookup, of one that brings those: its cells, or those that changed."""
     values: dict[str, bytes]
+    """By value. By lookup that brings what changed: the keys that are gone."""
 
 
 class More(msgspec.Struct, array_like=True):

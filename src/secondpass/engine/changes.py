@@ -26,17 +26,17 @@ from secondpass.engine.stage import Stage
 from secondpass.engine.trial import Trial
 from secondpass.errors import ChangeRefused, SecondpassError
 from secondpass.loading import load_again
-from secondpass.record import Change, error_text
+from secondpass.lookups import LookupSpec
+from secondpass.record import NEW_TASK, Change, error_text
 from secondpass.state import MISSING
 from secondpass.step import CAUGHT, Step
 from secondpass.store.database import NewChain, Store
 from secondpass.store.reader import Unreadable
 from secondpass.store.spool import PREPARATION_LIMIT_S, Command
-from secondpass.task import Task, accepts, code_of, describe, source_has_changed, with_settings
+from secondpass.task import Task, accepts, code_of, describe, look_into, source_has_changed, with_settings
 
 TO_CHAIN = ("start", "stop", "set", "add", "remove", "replace", "drop-state")
 """The commands that change the chain."""
-NEW_TASK = ("set", "add", "replace")
 TRIAL_LIMIT_S = 60.0
 
 CrewMaker = Callable[[App], Crew | None]
@@ -128,6 +128,24 @@ class Preparation:
 
     def _new_task(self) -> Task[Any]:
         """The task that a command brings in, from wherever it says."""
+        task, held = self._found_task(), self._chain.lookups
+        for name, spec in type(task)._shape.lookups.items():
+            if name not in held:
+                raise ChangeRefused(
+                    f"{task.name} looks into {name}, which the running app has not loaded; stop the app and run it again"
+                )
+            self._refuse_other_lookup(name, spec)
+        return look_into(task, held)
+
+    def _refuse_other_lookup(self, name: str, spec: LookupSpec) -> None:
+        for link in self._links:
+            known = type(link.task)._shape.lookups.get(name)
+            if known is not None and known.describe() != spec.describe():
+                raise ChangeRefused(
+                    f"the lookup {name} is declared with other types in {link.name}; stop the app and run it again"
+                )
+
+    def _found_task(self) -> Task[Any]:
         command, given = self.command, self._given
         if command.kind == "set":
             old = self._old(command.task)

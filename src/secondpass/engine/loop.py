@@ -24,6 +24,7 @@ from secondpass.engine.commands import Commands
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.hazard import Hazard
 from secondpass.engine.intake import Intake
+from secondpass.engine.lookups import OWNER, Lookups, Reload
 from secondpass.engine.outbox import Outbox, encode_event
 from secondpass.engine.pacer import Pacer
 from secondpass.engine.summary import Summary, merge_tally
@@ -34,7 +35,7 @@ from secondpass.failpoints import failpoint
 from secondpass.record import DeadLetter
 from secondpass.reference import Tally, stop_error
 from secondpass.store.database import Store
-from secondpass.store.format import StoredLetter
+from secondpass.store.format import Progress, StoredLetter
 from secondpass.store.spool import Command
 from secondpass.timetable import Timetable
 
@@ -53,6 +54,7 @@ class Hub:
         outbox: Outbox,
         summary: Summary,
         commands: Commands,
+        lookups: Lookups,
         timetables: tuple[Timetable, ...] = (),
     ) -> None:
         self.intake = intake
@@ -62,6 +64,7 @@ class Hub:
         self.summary = summary
         self.pacer = Pacer()
         self.commands = commands
+        self.lookups = lookups
         self.timetables = Timetables(timetables, commands)
         self.hazard: Hazard | None = None
         self.ticks = Ticks()
@@ -116,6 +119,10 @@ class Hub:
         """Do the oldest command to the chain or the app, if there is one and it is ready; whether there was."""
         if self.chain.judged(self.store.progress.position):
             return False
+        reload = self.lookups.ready()
+        if reload is not None:
+            self._reload(reload)
+            return True
         self.timetables.look(self.store.progress.timetables)
         found = self.commands.next_change(wait=wait)
         if found is None:
@@ -160,6 +167,44 @@ class Hub:
             paused = not paused
         self._record_command({}, refusal, paused=paused)
 
+    def _reload(self, reload: Reload) -> None:
+        """Let a lookup hold what was loaded, from the next event on."""
+        began, position = time.perf_counter(), self.store.progress.position
+        failpoint("reload.before")
+        if self.hazard is not None:
+            self.hazard.command_at(position)
+        details = {
+            "command": "",
+            "asked": "reload",
+            "task": reload.name,
+            "by": reload.source,
+            "at": time.time(),
+            "reason": reload.told,
+            "cells": reload.packed,
+        }
+        deltas: dict[Any, Any] = {(OWNER, reload.name): reload.delta}
+        self.store.commit(self._progress_with(position + 1), deltas, [], [], [("command", details)])
+        failpoint("reload.after")
+        self.lookups.take(reload)
+        self.summary.position = position + 1
+        self.summary.commands += 1
+        logging.getLogger("secondpass").info(
+            "position %d: lookup %s loaded again: %s", position, reload.name, reload.told
+        )
+        self.held.append(("reload", time.perf_counter() - began))
+
+    def _progress_with(self, position: int) -> Progress:
+        """Where the app stands after a record that is no event."""
+        before = self.store.progress
+        return msgspec.structs.replace(
+            before,
+            position=position,
+            tallies=dict(self._tallies),
+            numbers=dict(before.numbers),
+            totals=dict(before.totals),
+            kept_from=dict(before.kept_from),
+        )
+
     def _record_command(
         self,
         details: dict[str, Any],
@@ -173,15 +218,8 @@ class Hub:
         failpoint("command.before")
         if self.hazard is not None and refusal is None:
             self.hazard.command_at(before.position)
-        progress = msgspec.structs.replace(
-            before,
-            position=before.position + (refusal is None),
-            tallies=dict(self._tallies),
-            numbers=dict(before.numbers),
-            totals=dict(before.totals),
-            kept_from=dict(before.kept_from),
-            paused=before.paused if paused is None else paused,
-        )
+        progress = self._progress_with(before.position + (refusal is None))
+        progress.paused = before.paused if paused is None else paused
         entry = self.commands.settle_change(progress, details, refusal)
         if refusal is not None and entry[0] == "left out":
             logging.getLogger("secondpass").warning("a command is left out: %s", refusal)

@@ -116,6 +116,7 @@ class Rehearsed(Standing):
         super().__init__(app, base)
         if begun:
             self._add(base.position, base.now)
+            self._look_into(base.position)
 
     def begin(self, position: int, now: float) -> None:
         """Change the chain here, as commands would."""
@@ -127,14 +128,16 @@ class Rehearsed(Standing):
             elif task is not link.task:
                 self._do(Change("replace", link.name, task), position, now)
         self._add(position, now)
+        self._look_into(position)
 
     def restarted(self, item: Restarted, now: float) -> None:
         super().restarted(item, now)
         if self.begun:
             self._add(item.position, now)
+            self._look_into(item.position)
 
     def commanded(self, item: Commanded, now: float) -> None:
-        if not self.begun:
+        if not self.begun or item.details["asked"] == "reload":
             super().commanded(item, now)
             return
         name, kind = item.details["task"], item.details["asked"]
@@ -153,6 +156,7 @@ class Rehearsed(Standing):
                 (twin,) = changed([link], {}, Change("set", link.name, task), item.position, now)
                 twin.let_go()
                 self.links[at] = twin
+        self._look_into(item.position)
 
     def _task(self, described: Described, position: int) -> Task[Any] | None:
         if not self.begun:

@@ -17,7 +17,7 @@ from secondpass.engine.executor import Executor
 from secondpass.engine.pacer import Pacer
 from secondpass.engine.placement import cores, needs_workers, never_inline
 from secondpass.engine.recipe import NotPortable, recipe_for
-from secondpass.engine.replay import Replay, Restarted
+from secondpass.engine.replay import Replay, Restarted, WasLoaded
 from secondpass.engine.stage import Stage
 from secondpass.engine.standing import Standing
 from secondpass.errors import SecondpassError, SetupFailed, TaskError
@@ -68,6 +68,9 @@ class Rerun:
             item = replay.next(min(self._pacer.limit(), upto - replay.position))
             if item is None:
                 break
+            if isinstance(item, WasLoaded):
+                self.standing.was_loaded(item)
+                continue
             if not isinstance(item, Epoch):
                 self.standing.links = self._chain.links
                 if isinstance(item, Restarted):

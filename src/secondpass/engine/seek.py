@@ -26,7 +26,7 @@ FAR = 20_000
 """A shorter stretch is run by the plain loop."""
 NEAR = 500
 """So far before the position the plain loop takes over."""
-_HARMLESS = ("stop", "pause", "resume", "end")
+_HARMLESS = ("stop", "pause", "resume", "end", "reload")
 
 
 class Stretch(NamedTuple):

@@ -17,6 +17,7 @@ from secondpass.engine.bundle import (
     DROPPED,
     KEPT,
     KEYED,
+    LOOKUPS,
     MORE,
     OUT_OF_MEMORY,
     PASSED,
@@ -35,10 +36,11 @@ from secondpass.engine.overlay import Delta, Layered
 from secondpass.engine.stage import no_moment
 from secondpass.errors import TaskFault
 from secondpass.failpoints import failpoint
+from secondpass.lookups import Contents, specs_of
 from secondpass.record import error_text, trace_text
 from secondpass.step import CAUGHT, Step
 from secondpass.store.format import CellCodec
-from secondpass.task import Task, attach, batch_results, expand
+from secondpass.task import Task, attach, batch_results, expand, look_into
 
 Mark = Callable[[int, int], None]
 
@@ -47,7 +49,9 @@ class Worker:
     """The tasks of a chain, each set up when its first bundle comes."""
 
     def __init__(self, tasks: tuple[Task[Any], ...], mark: Mark) -> None:
-        self._tasks = tasks
+        self._specs = specs_of(tasks)
+        self._lookups: dict[str, Contents[Any, Any]] = {name: Contents() for name in self._specs}
+        self._tasks = tuple(look_into(task, self._lookups) for task in tasks)
         self._mark = mark
         self._runners: dict[int, _Runner] = {}
 
@@ -55,6 +59,10 @@ class Worker:
         """Run a bundle, and give what came of it."""
         bundle = decode_bundle(given.body)
         self._mark(bundle.number, DECODING)
+        if bundle.task == LOOKUPS:
+            self._look_into(bundle)
+            self._mark(bundle.number, BETWEEN)
+            return parcel(Answer(bundle.number, 0.0, b"", [], {}, {}))
         failpoint("worker.bundle.before")
         runner = self._runners.get(bundle.task)
         if runner is None:
@@ -69,6 +77,17 @@ class Worker:
         self._mark(bundle.number, BETWEEN)
         failpoint("worker.bundle.after")
         return answer
+
+    def _look_into(self, bundle: Bundle) -> None:
+        """Let lookups hold what has come: all of it, or what changed."""
+        for name, (keys, entries) in bundle.cells.items():
+            spec, contents = self._specs[name], self._lookups[name]
+            codec = CellCodec.of(spec.table)
+            found = spec.wake(dict(zip(codec.keys(keys), codec.entries(entries), strict=True)))
+            if name in bundle.values:
+                contents.take(found, codec.keys(bundle.values[name]))
+            else:
+                contents.become(found)
 
 
 class _Runner:
