@@ -158,12 +158,13 @@ class Control:
         """What was done to the app, or the `last` so many of it, oldest first: `kind`, `position`, and what each tells.
 
         A `kind` is `start`, `command`, `left out` (with the reason), `timetable` (a switch that changed nothing), `retry`
-        or `drop` (of a dead letter), `verdict`.
+        or `drop` (of a dead letter), `verdict`, `loaded` (what a lookup held at first; a reload is a `command`).
         """
         with _reading(self._store()) as store:
             found = store.recent_history(last, without=_TAKEN)
         return [
-            {"kind": kind, "position": position, **details} for position, kind, details in reversed(found)
+            {"kind": kind, "position": position, **{n: v for n, v in details.items() if n != "cells"}}
+            for position, kind, details in reversed(found)
         ]
 
     # ---- how

@@ -532,7 +532,9 @@ class _Check:
                 while version < self.case.versions and held != crash_app.weights(version):
                     version += 1
                 if version >= self.case.versions:
-                    raise Mismatch(f"the reload at position {at} is none of the versions that are left: {held}")
+                    raise Mismatch(
+                        f"the reload at position {at} is none of the versions that are left: {held}"
+                    )
                 found.append(Asked(at, RELOAD, Command("retry"), {"to": held}))
         return found
 
@@ -563,7 +565,9 @@ class _Check:
         """What the plain loop makes of a log; kept, since an input only grows and many kills meet the same log."""
         key = (len(log), tuple((found.at, found.name) for found in asked if found.at < len(log)))
         if key not in self.case._states:
-            self.case._states[key] = reference.run(self.case.tasks, log, lookups={"weights": crash_app.weights(0)})
+            self.case._states[key] = reference.run(
+                self.case.tasks, log, lookups={"weights": crash_app.weights(0)}
+            )
         return self.case._states[key]
 
     def _outputs(self, wanted: reference.Result, complete: bool) -> None:

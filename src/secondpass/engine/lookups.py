@@ -47,12 +47,22 @@ class Reload(NamedTuple):
     name: str
     source: str
     delta: Delta
+    rows: int
+    """So many it holds then."""
     told: str
 
-    @property
-    def packed(self) -> bytes:
-        """As the history holds it."""
-        return pack_cells(list(self.delta.changed), list(self.delta.changed.values()), self.delta.gone)
+    def noted(self) -> dict[str, Any]:
+        """As the history keeps it, beside the commands."""
+        return {
+            "command": "",
+            "asked": "reload",
+            "task": self.name,
+            "by": self.source,
+            "at": time.time(),
+            "reason": self.told,
+            "rows": self.rows,
+            "cells": pack_cells(list(self.delta.changed), list(self.delta.changed.values()), self.delta.gone),
+        }
 
 
 class Lookups:
@@ -66,8 +76,8 @@ class Lookups:
         """The resting cells; they are the store's, which keeps them current."""
         self.moves: dict[Name, Name | None] = {}
         """Stored cells that cannot be read any more."""
-        self.loaded: dict[str, Delta] = {}
-        """By lookup that the store did not know: all that it holds."""
+        self.loaded: dict[str, tuple[Delta, dict[str, Any]]] = {}
+        """By lookup that the store did not know: all that it holds, and what the history says of it."""
         self.version = 0
         self._last: Reload | None = None
         self._ready: deque[Reload] = deque()
@@ -105,8 +115,10 @@ class Lookups:
                 self._fail(name, str(error))
                 read = None
             if stored is None:
-                self.loaded[name] = Delta(read or {}, set())
                 stored = read or {}
+                source = self._sources[name].name
+                told = {"lookup": name, "by": source, "at": time.time(), "rows": len(stored)}
+                self.loaded[name] = Delta(dict(stored), set()), told
             elif read is not None:
                 self._compare(name, stored, read)
             self.rests[name] = stored
@@ -173,7 +185,7 @@ class Lookups:
         delta = difference(before, after)
         if delta:
             source = self._sources[name].name
-            self._ready.append(Reload(name, source, delta, _told(before, delta, len(after))))
+            self._ready.append(Reload(name, source, delta, len(after), _told(before, delta)))
 
     # ---- between two records
 
@@ -213,10 +225,10 @@ def difference(before: Cells, after: Cells) -> Delta:
     return Delta(changed, {key for key in before if key not in after})
 
 
-def _told(before: Cells, delta: Delta, count: int) -> str:
+def _told(before: Cells, delta: Delta) -> str:
     added = sum(key not in before for key in delta.changed)
     parts = ((added, "added"), (len(delta.changed) - added, "changed"), (len(delta.gone), "gone"))
-    return f"{', '.join(f'{n:,} {what}' for n, what in parts if n)}; {count:,} now"
+    return ", ".join(f"{n:,} {what}" for n, what in parts if n)
 
 
 def _log() -> logging.Logger:
@@ -276,6 +288,12 @@ def _called(source: Loaded) -> dict[Any, Any]:
         raise
     except BaseException as error:
         raise InputError(f"{source.name} raised {error_text(error)}") from error
+
+
+def held_now(app: App) -> dict[str, dict[Any, Any]]:
+    """What the lookups of an app hold, as their sources are now."""
+    specs = specs_of(app.tasks)
+    return {name: spec.wake(rows_of(app.lookups[name], spec)) for name, spec in specs.items()}
 
 
 # ---------------------------------------------------------------- what was recorded
@@ -346,4 +364,4 @@ def recorded(store: StoreReader, specs: Mapping[str, LookupSpec]) -> dict[str, C
     return {name: cells for (_, name), cells in StoreReader.load(store, codecs).items()}
 
 
-__all__ = ["OWNER", "Lookups", "Recalled", "Reload", "recorded"]
+__all__ = ["OWNER", "Lookups", "Recalled", "Reload", "held_now", "recorded"]

@@ -173,17 +173,8 @@ class Hub:
         failpoint("reload.before")
         if self.hazard is not None:
             self.hazard.command_at(position)
-        details = {
-            "command": "",
-            "asked": "reload",
-            "task": reload.name,
-            "by": reload.source,
-            "at": time.time(),
-            "reason": reload.told,
-            "cells": reload.packed,
-        }
         deltas: dict[Any, Any] = {(OWNER, reload.name): reload.delta}
-        self.store.commit(self._progress_with(position + 1), deltas, [], [], [("command", details)])
+        self.store.commit(self._progress_with(position + 1), deltas, [], [], [("command", reload.noted())])
         failpoint("reload.after")
         self.lookups.take(reload)
         self.summary.position = position + 1

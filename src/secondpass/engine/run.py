@@ -255,7 +255,7 @@ def start_chain(
         aside,
         comparison.expired,
         {(OWNER, name): cells for name, cells in lookups.rests.items()},
-        {(OWNER, name): delta for name, delta in lookups.loaded.items()},
+        {(OWNER, name): found for name, found in lookups.loaded.items()},
     )
     summary.changes = comparison.changes
     _recall_verdicts(store, stages)

@@ -242,7 +242,7 @@ class Store(StoreReader):
         aside: dict[str, Any] | None = None,
         expired: Mapping[Name, Iterable[Any]] | None = None,
         lookups: Mapping[Name, dict[Any, Any]] | None = None,
-        loaded: Mapping[Name, Changes] | None = None,
+        loaded: Mapping[Name, tuple[Changes, dict[str, Any]]] | None = None,
     ) -> None:
         """Record the chain that runs from here on, after its cells were loaded with the same moves.
 
@@ -251,7 +251,7 @@ class Store(StoreReader):
         keys of cells that must not come back though their table's time to live has grown. `file` is the chain as
         the app's file has it, where a command made another of it; `aside` what tasks that left have put aside.
         `lookups` are the resting cells of what tasks look into, which this store keeps current from here on; `loaded`
-        those of them that are new to it, as the cells that they begin with.
+        those of them that are new to it: the cells that they begin with, and what the history is to say of it.
         """
         failpoint("start.before")
         cells, self._loaded = {**self._loaded, **(lookups or {})}, {}
@@ -273,10 +273,10 @@ class Store(StoreReader):
                 if name not in tables:
                     tables[name] = self._new_table()
                     cells.setdefault(name, {})
-            for name, delta in (loaded or {}).items():
+            for name, (delta, told) in (loaded or {}).items():
                 body = pack_cells(list(delta.changed), list(delta.changed.values()), delta.gone)
                 self._put_delta(self._epoch, tables[name], body)
-                self._remember(self.progress.position, "loaded", {"lookup": name[1], "cells": body})
+                self._remember(self.progress.position, "loaded", {**told, "cells": body})
             self._put_meta("app", app)
             self._put_meta("chain", chain)
             self._put_meta("file", file)
