@@ -7,7 +7,7 @@ position it was made at (`at`): a test tells from an output alone which record i
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from secondpass import App, Event, Task, every, lookup, output, table, timer, value
+from secondpass import App, Event, Task, Timetable, every, lookup, output, table, timer, value
 from secondpass.connectors import Csv, JsonLines
 
 
@@ -149,11 +149,12 @@ class Silence(Task[Scored]):
         return Scored(n=-2, cid=0, time=self.now, value=float(len(self.fired)), part=0, at=self.position)
 
 
-def crash(*tasks: Task[Any]) -> App:
+def crash(*tasks: Task[Any], timetables: tuple[Timetable, ...] = ()) -> App:
     return App(
         "crash",
         source=JsonLines("in.jsonl", Reading),
         tasks=tasks,
+        timetables=timetables,
         sink=JsonLines("out.jsonl"),
         sinks={"pages": JsonLines("pages.jsonl")},
         lookups={"weights": Csv("weights.csv", Weight, key="cid", reload_s=0.2)},
@@ -178,3 +179,14 @@ def mixed() -> App:
 def timed() -> App:
     """The same with timers, whose times come soon enough for a stream that stands still."""
     return crash(*app.tasks, Silence(after_s=0.4))
+
+
+def clocked() -> App:
+    """The same with timers and timetables, which switch two tasks at every minute of the clock."""
+    return crash(
+        *timed().tasks,
+        timetables=(
+            Timetable("even", "Recent", start="*/2 * * * *", stop="1-59/2 * * * *"),
+            Timetable("third", "Silence", start="*/3 * * * *", stop="1-59/3 * * * *"),
+        ),
+    )

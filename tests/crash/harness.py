@@ -48,7 +48,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent / "src" / "secondpass"
 NAME = "crash_app.py"
 ON_WORKERS, MIXED = f"{NAME}:on_workers()", f"{NAME}:mixed()"
-TIMED = f"{NAME}:timed()"
+TIMED, CLOCKED = f"{NAME}:timed()", f"{NAME}:clocked()"
 """The same app with all tasks on workers, and with some of them."""
 STREAMS = {"main": "out.jsonl", "pages": "pages.jsonl"}
 TASKS = crash_app.app.tasks
@@ -310,6 +310,8 @@ class Case:
         self.epoch_records = 50
         self.spec, self.options = NAME, tuple[str, ...]()
         self.tasks = TASKS
+        self.speed = ""
+        """So many times as fast runs the clock that timetables see."""
         self.versions = 0
         """Of the file of weights."""
         self.log_file = directory / "log.txt"
@@ -338,7 +340,7 @@ class Case:
         twin = Case(to, self.server)
         twin.wants, twin.epoch_records, twin._states = dict(self.wants), self.epoch_records, self._states
         twin.spec, twin.options, twin.tasks = self.spec, self.options, self.tasks
-        twin.versions = self.versions
+        twin.versions, twin.speed = self.versions, self.speed
         return twin
 
     def on_workers(self, spec: str = ON_WORKERS) -> Case:
@@ -349,6 +351,11 @@ class Case:
     def timed(self) -> Case:
         """Let the chain have timers from the beginning."""
         self.spec, self.tasks = TIMED, crash_app.timed().tasks
+        return self
+
+    def clocked(self) -> Case:
+        """Let the chain have timers, and timetables that switch tasks twenty times a second."""
+        self.spec, self.tasks, self.speed = CLOCKED, crash_app.clocked().tasks, "1200"
         return self
 
     def remove(self) -> None:
@@ -362,7 +369,7 @@ class Case:
 
     def start(self, *options: str, command: str = "run", **env: str) -> Process:
         """Start a command; its output goes to `log_file`."""
-        epochs = {"SECONDPASS_EPOCH_RECORDS": str(self.epoch_records)}
+        epochs = {"SECONDPASS_EPOCH_RECORDS": str(self.epoch_records), "SECONDPASS_TEST_CLOCK": self.speed}
         arguments = [command, self.spec, *self.options, *options]
         return self.server.start(self.directory, self.log_file, arguments, {**epochs, **env})
 
@@ -431,7 +438,11 @@ def _has_schema(directory: Path) -> bool:
         db.close()
 
 
-TICK, RELOAD = "tick", "reload"
+TICK, RELOAD, SWITCH = "tick", "reload", "switch"
+
+
+_TOLD = ("asked", "task", "time", "to")
+"""Tells one command, tick or reload from another at the same place."""
 
 
 class Asked(NamedTuple):
@@ -448,6 +459,8 @@ class _Check:
         self.case = case
         self.store = store
         self.wrong: list[str] = []
+        self.first = 0
+        """The version of the weights that was loaded before the first event."""
 
     def expect(self, what: str, found: Any, wanted: Any) -> None:
         if found != wanted:
@@ -457,7 +470,9 @@ class _Check:
         case, progress = self.case, self.store.progress
         data = (case.directory / "in.jsonl").read_bytes()
         records, ends = records_of(data)
-        asked = sorted([*self._asked(), *self._ticks(), *self._reloads()], key=lambda found: found.at)
+        asked = sorted(
+            [*self._asked(), *self._ticks(), *self._reloads(), *self._switches()], key=lambda found: found.at
+        )
         log = self._log(records, asked, progress.position)
         wanted = self._meaning(log, asked)
         self.expect("records read", len(log), progress.position)
@@ -496,7 +511,9 @@ class _Check:
         return [
             (k, {**d, "position": p})
             for p, k, d in self.store.history()
-            if k in ("retry", "drop", "command", "left out") and d.get("asked") != RELOAD
+            if k in ("retry", "drop", "command", "left out")
+            and d.get("asked") != RELOAD
+            and not d.get("by", "").startswith("timetable ")
         ]
 
     def _asked(self) -> list[Asked]:
@@ -518,23 +535,38 @@ class _Check:
         ticks = [d for _, kind, d in self.store.history() if kind == "tick"]
         return [Asked(d["position"], TICK, Command("retry"), d) for d in ticks]
 
+    def _switches(self) -> list[Asked]:
+        """What timetables did: no switch twice, whatever became of it."""
+        found = [
+            (at, kind, details)
+            for at, kind, details in self.store.history()
+            if details.get("by", "").startswith("timetable ")
+        ]
+        due = [(d["by"], d["reason"].partition("due at ")[2].partition(";")[0]) for _, _, d in found]
+        self.expect("switches done once", sorted(due), sorted(set(due)))
+        return [Asked(at, SWITCH, Command(d["asked"]), d) for at, kind, d in found if kind == "command"]
+
     def _reloads(self) -> list[Asked]:
         """The weights that were loaded again, in the order of the file's versions."""
         spec = type(self.case.tasks[3])._shape.lookups["weights"]
         codec = CellCodec.of(spec.table)
-        held, version, found = dict(crash_app.weights(0)), 0, list[Asked]()
-        for at, _, details in self.store.history():
-            if details.get("asked") == RELOAD:
-                body = unpack_cells(details["cells"])
-                changed = dict(zip(codec.keys(body.keys), codec.entries(body.entries), strict=True))
-                held = {k: w for k, w in held.items() if k not in codec.keys(body.gone)} | spec.wake(changed)
+        held, version, found = dict[int, Any](), -1, list[Asked]()
+        for at, kind, details in self.store.history():
+            if kind != "loaded" and details.get("asked") != RELOAD:
+                continue
+            body = unpack_cells(details["cells"])
+            changed = dict(zip(codec.keys(body.keys), codec.entries(body.entries), strict=True))
+            held = {k: w for k, w in held.items() if k not in codec.keys(body.gone)} | spec.wake(changed)
+            version += 1
+            while version < self.case.versions and held != crash_app.weights(version):
                 version += 1
-                while version < self.case.versions and held != crash_app.weights(version):
-                    version += 1
-                if version >= self.case.versions:
-                    raise Mismatch(
-                        f"the reload at position {at} is none of the versions that are left: {held}"
-                    )
+            if version >= self.case.versions:
+                raise Mismatch(
+                    f"what was loaded at position {at} is none of the versions that are left: {held}"
+                )
+            if kind == "loaded":
+                self.first = version
+            else:
                 found.append(Asked(at, RELOAD, Command("retry"), {"to": held}))
         return found
 
@@ -563,10 +595,11 @@ class _Check:
 
     def _meaning(self, log: list[Any], asked: list[Asked]) -> reference.Result:
         """What the plain loop makes of a log; kept, since an input only grows and many kills meet the same log."""
-        key = (len(log), tuple((found.at, found.name) for found in asked if found.at < len(log)))
+        what = [(f.at, f.name, {n: f.details.get(n) for n in _TOLD}) for f in asked if f.at < len(log)]
+        key = (self.first, len(log), str(what))
         if key not in self.case._states:
             self.case._states[key] = reference.run(
-                self.case.tasks, log, lookups={"weights": crash_app.weights(0)}
+                self.case.tasks, log, lookups={"weights": crash_app.weights(self.first)}
             )
         return self.case._states[key]
 

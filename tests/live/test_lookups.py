@@ -114,7 +114,8 @@ def test_what_changed_while_the_app_was_down_is_the_first_record_of_the_next_run
     (entry,) = reloads(store)
     assert entry["position"] == 100
     assert entry["by"] == str(file)
-    assert entry["reason"].endswith(f"; {len(cameras(1))} now")
+    assert entry["rows"] == len(cameras(1))
+    assert [e["rows"] for e in Control(store).history() if e["kind"] == "loaded"] == [len(cameras(0))]
     assert stored(store) == meant(events, store, [cameras(0), cameras(1)])
 
 

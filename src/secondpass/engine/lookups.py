@@ -47,6 +47,10 @@ class Reload(NamedTuple):
     name: str
     source: str
     delta: Delta
+    live: dict[Any, Any]
+    """What changed, as tasks see it."""
+    packed: bytes
+    """How it differs, as the history keeps it."""
     rows: int
     """So many it holds then."""
     told: str
@@ -61,7 +65,7 @@ class Reload(NamedTuple):
             "at": time.time(),
             "reason": self.told,
             "rows": self.rows,
-            "cells": pack_cells(list(self.delta.changed), list(self.delta.changed.values()), self.delta.gone),
+            "cells": self.packed,
         }
 
 
@@ -184,8 +188,11 @@ class Lookups:
     def _compare(self, name: str, before: Cells, after: Cells) -> None:
         delta = difference(before, after)
         if delta:
-            source = self._sources[name].name
-            self._ready.append(Reload(name, source, delta, len(after), _told(before, delta)))
+            # What takes its time is done here, beside the stream.
+            live = self.specs[name].wake(delta.changed)
+            packed = pack_cells(list(delta.changed), list(delta.changed.values()), delta.gone)
+            source, told = self._sources[name].name, _told(before, delta)
+            self._ready.append(Reload(name, source, delta, live, packed, len(after), told))
 
     # ---- between two records
 
@@ -195,8 +202,7 @@ class Lookups:
 
     def take(self, reload: Reload) -> None:
         """It is committed: from the next event on tasks see it."""
-        spec = self.specs[reload.name]
-        self.contents[reload.name].take(spec.wake(reload.delta.changed), reload.delta.gone)
+        self.contents[reload.name].take(reload.live, reload.delta.gone)
         self.version += 1
         self._last = reload
         self._ready.popleft()
