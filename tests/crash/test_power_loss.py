@@ -21,7 +21,7 @@ from secondpass.errors import StoreDamaged, StoreError
 from secondpass.store import database
 from secondpass.store.database import Store, Unreadable
 
-IMAGES = int(os.environ.get("SECONDPASS_POWERLOSS_IMAGES") or 8_000)
+IMAGES = int(os.environ.get("SECONDPASS_POWERLOSS_IMAGES") or 20_000)
 PARTS = 2  # one for each process of a small machine
 PER_RECORDING = 1000
 TURNS = 25

@@ -1,6 +1,6 @@
 """kill -9 from outside at random moments of running apps, again and again, until each app has come to its end.
 
-SECONDPASS_KILLS says how many kills there are in all (100 normally; `make crash` asks for 5,000). They are
+SECONDPASS_KILLS says how many kills there are in all (200 normally; `make crash` asks for 5,000). They are
 shared out over the tests of this file; a test goes on with new apps until it has made its share. In more than a third
 of the shares tasks run on workers, which are killed as well as the hub.
 """
@@ -37,7 +37,7 @@ from secondpass.errors import StoreError
 from secondpass.store.database import Store
 from secondpass.store.spool import Command
 
-KILLS = int(os.environ.get("SECONDPASS_KILLS") or 100)
+KILLS = int(os.environ.get("SECONDPASS_KILLS") or 200)
 SHARES = 12
 WITH_WORKERS, FOLLOWED = 4, 2  # of the shares; one of those that are followed has workers too
 
