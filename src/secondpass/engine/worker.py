@@ -29,7 +29,11 @@ from secondpass.engine.bundle import (
     decode_events,
     decode_keys,
     encode_events,
+    entries_of,
+    lay_beside,
     parcel,
+    values_beside,
+    values_of,
 )
 from secondpass.engine.executor import BETWEEN, DECODING, SETTING_UP, Parcel
 from secondpass.engine.overlay import Delta, Layered
@@ -106,13 +110,13 @@ class _Runner:
     def run(self, bundle: Bundle, beside: Beside) -> Parcel:
         began = time.perf_counter()
         keyed = bundle.mode == KEYED
-        cells = self._cells(bundle)
+        cells = self._cells(bundle, beside)
         deltas = {n: Delta({}, set()) for n in cells}
         step = self._step
         for name, table in step.tables.items():
             table._cells = Layered(cells[name], deltas[name])
         if bundle.mode != KEPT:
-            self._values = bundle.values
+            self._values = values_of(bundle.values, beside)
         step.values.clear()
         step.values.rests = dict(self._values)
         events = decode_events(bundle.events, beside)
@@ -121,14 +125,18 @@ class _Runner:
         if not (len(events) > 1 and not bundle.singly and self._run_batch(bundle, events, became, more)):
             self._run_singly(bundle, events, keys, became, more)
         changed = {
-            n: (list(d.changed), list(d.changed.values()), list(d.gone)) for n, d in deltas.items() if d
+            n: (list(d.changed), lay_beside(list(d.changed.values()), self._codecs[n]), list(d.gone))
+            for n, d in deltas.items()
+            if d
         }
-        values = {n: rest for n, rest in step.values.rests.items() if self._values.get(n) != rest}
+        values = values_beside(
+            {n: rest for n, rest in step.values.rests.items() if self._values.get(n) != rest}
+        )
         self._remember(cells, deltas, keys)
         seconds = time.perf_counter() - began
         return parcel((bundle.number, seconds, became, more, changed, values))
 
-    def _cells(self, bundle: Bundle) -> dict[str, dict[Any, Any]]:
+    def _cells(self, bundle: Bundle, beside: Beside) -> dict[str, dict[Any, Any]]:
         """The resting cells by table: those that came, and those that are here already."""
         if bundle.mode == KEPT:
             return self._whole
@@ -138,7 +146,8 @@ class _Runner:
             came = bundle.cells.get(name)
             if came is not None:
                 keys, entries = came
-                inherited = {**inherited, **dict(zip(codec.keys(keys), codec.entries(entries), strict=True))}
+                came_now = zip(codec.keys(keys), entries_of(entries, codec, beside), strict=True)
+                inherited = {**inherited, **dict(came_now)}
             found[name] = inherited
         return found
 
