@@ -49,7 +49,9 @@ def test_what_is_large_lies_beside_and_is_not_copied() -> None:
     assert len(sent.body) < 200
     import msgspec
 
-    cells, timed, values = msgspec.msgpack.decode(sent.body, type=tuple[msgspec.Raw, msgspec.Raw, dict[str, Any]])
+    cells, timed, values = msgspec.msgpack.decode(
+        sent.body, type=tuple[msgspec.Raw, msgspec.Raw, dict[str, Any]]
+    )
     assert entries_of(cells, codec, sent.beside) == [small, large]
     assert entries_of(timed, with_ttl, sent.beside) == [(large, 1.5), (small, 2.0)]
     assert values_of(values, sent.beside) == {"a": large, "b": small}
