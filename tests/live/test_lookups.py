@@ -14,10 +14,15 @@ from lookup_app import CHAIN, Camera, OncePerPlace, Place, Seen, cameras, text
 from secondpass import App, Loaded, Task, reference
 from secondpass.connectors import Csv
 from secondpass.control import Control
+from secondpass.engine.explain import Explainer
 from secondpass.engine.live import recorded_change
 from secondpass.engine.outbox import decode_events
+from secondpass.engine.rehearse import rehearse
+from secondpass.engine.replay import Base
+from secondpass.engine.snapshots import DIRECTORY, Kept
 from secondpass.errors import InputError
 from secondpass.record import Change
+from secondpass.store.copy import Moment
 from secondpass.store.reader import StoreReader
 
 
@@ -251,3 +256,38 @@ def test_other_types_begin_with_what_the_file_holds_now(tmp_path: Path) -> None:
 
 def test_keys_that_were_looked_up_order_the_events_on_workers() -> None:
     assert OncePerPlace().with_lookups(cameras=cameras(0)).keys(Seen(cid=1, time=0.0)) == (1, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_was_held_then_is_looked_into_again(tmp_path: Path, workers: int) -> None:
+    """Explained and rehearsed, from the beginning or from a snapshot, whatever the file holds by now."""
+    file, store = tmp_path / "cameras.csv", tmp_path / "store"
+    events = [Seen(cid=n * 5 % 9, time=n / 10) for n in range(400)]
+    tasks = tuple(t.options(place="workers") if workers else t for t in CHAIN)
+    lookups = {"cameras": Csv(file, Camera, key="cid")}
+
+    def app(upto: int) -> App:
+        return App("looking", source=events[:upto], tasks=tasks, lookups=lookups)
+
+    for version in range(4):
+        put(file, text(version))
+        app(100 * (version + 1)).run(store=store, workers=0)
+        if version == 1:
+            moment = Moment(store, store / DIRECTORY)
+            moment.copy()
+            moment.close()
+    put(file, text(9))
+    opened = StoreReader.open_to_read(store)
+    try:
+        want = meant(events, store, [cameras(version) for version in range(4)])
+        for find in (lambda _: Base(), Kept(opened).nearest):
+            explainer = Explainer(app(400), opened, find)
+            explained = [explainer.explain(position) for position in range(opened.progress.position)]
+            assert [output.event for one in explained for output in one.outputs] == want
+            assert explained[100].ended.startswith("a command")
+        assert explained[-1].since > 0, "no snapshot was used"
+        found = rehearse(app(400), opened, workers=workers)
+        assert found.differences == 0
+        assert [stream.same for stream in found.streams if stream.name == "main"] == [len(want)]
+    finally:
+        opened.close()

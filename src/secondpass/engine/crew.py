@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from secondpass.engine.executor import Death, Done, Executor, Lost, Parcel
-from secondpass.engine.lookups import Lookups
+from secondpass.engine.lookups import Held, Lookups
 from secondpass.engine.quarantine import OUTSIDE_MAX, Quarantine, cause
 from secondpass.engine.schedule import Sent
 from secondpass.engine.summary import Deaths, Summary
@@ -37,7 +37,7 @@ class Crew:
         size: int,
         start: Callable[[], Executor],
         record: Callable[[Verdict], None],
-        lookups: Lookups | None = None,
+        lookups: Lookups | Held | None = None,
     ) -> None:
         self.size = size
         self._lookups = lookups

@@ -218,6 +218,27 @@ class Lookups:
         return contents_parcel(number, self.rests, None)
 
 
+class Held:
+    """What the lookups of some tasks hold, for workers of a run that loads nothing itself."""
+
+    def __init__(self, tasks: Iterable[Task[Any]]) -> None:
+        self._tasks = tuple(tasks)
+        self.version = 0
+
+    def changed(self) -> None:
+        """They hold something else now."""
+        self.version += 1
+
+    def since(self, version: int, number: int) -> Parcel | None:
+        """As `Lookups.since`."""
+        specs = specs_of(self._tasks)
+        if version == self.version or not specs:
+            return None
+        held = {name: contents for task in self._tasks for name, contents in task._lookups.items()}
+        rests = {name: spec.rests(held[name], name) for name, spec in specs.items()}
+        return contents_parcel(number, rests, None)
+
+
 def contents_parcel(number: int, rests: Mapping[str, Cells], gone: Iterable[Any] | None) -> Parcel:
     """What lookups hold, or how it differs, on its way to a worker."""
     cells = {name: (list(found), list(found.values())) for name, found in rests.items()}
@@ -370,4 +391,4 @@ def recorded(store: StoreReader, specs: Mapping[str, LookupSpec]) -> dict[str, C
     return {name: cells for (_, name), cells in StoreReader.load(store, codecs).items()}
 
 
-__all__ = ["OWNER", "Lookups", "Recalled", "Reload", "held_now", "recorded"]
+__all__ = ["OWNER", "Held", "Lookups", "Recalled", "Reload", "held_now", "recorded"]
