@@ -83,6 +83,7 @@ class Hub:
         self.sleep: Callable[[float], None] = time.sleep
         self._reclaim: Reclaim | None = None
         """What is deleted before the command at hand gets its position."""
+        self._spent: Reclaim | None = None
         self._active_at = time.monotonic()
         self._tallies = {
             name: msgspec.convert(tally, Tally) for name, tally in store.progress.tallies.items()
@@ -122,6 +123,8 @@ class Hub:
 
     def obey(self, *, wait: bool = False) -> bool:
         """Do the oldest command to the chain or the app, if there is one and it is ready; whether there was."""
+        if self._spent is not None and self._spent.free():
+            self._spent = None
         if self.chain.judged(self.store.progress.position):
             return False
         reload = self.lookups.ready()
@@ -170,7 +173,7 @@ class Hub:
             self.store.commit(msgspec.structs.replace(self.store.progress), deltas, [], [])
             failpoint("reclaim.after")
         if done:
-            self._reclaim = None
+            self._reclaim, self._spent = None, self._reclaim
         else:
             self._active_at = time.monotonic()  # there is more to do: no long sleep
         return done

@@ -27,13 +27,15 @@ from typing import Any
 from secondpass.engine.overlay import Delta
 from secondpass.store.reader import Name
 
-COPIED_AT_ONCE = 500_000
-"""Keys; some 8 ms, and as much again for each million that was copied before."""
+COPIED_AT_ONCE = 250_000
+"""Keys; some 4 ms, and 7 ms for each million between them and the nearer end of the dict, where reading begins."""
 SORTED_AT_ONCE = 5_000
 DELETED_AT_ONCE = 5_000
 """And as many more as the last epoch wrote: so the deleting is faster than the expiring, whatever the stream."""
 SORTING_S = 0.01
 """Sorting goes on for so long before the next epoch."""
+FREED_AT_ONCE = 20
+"""Runs of sorted keys."""
 
 
 class Fading:
@@ -42,7 +44,9 @@ class Fading:
     def __init__(self, cells: dict[Any, Any], ttl_s: float) -> None:
         self._cells = cells
         self._ttl_s = ttl_s
-        self._copied = 0
+        self._first = self._last = 0
+        """So many keys are copied from the dict's beginning, and from its end; there may be more."""
+        self._length = len(cells)
         self._is_copied = False
         self._unsorted: deque[tuple[float, list[Any]]] = deque()
         """Keys, with a time before which none of their cells was written; by that time."""
@@ -56,20 +60,23 @@ class Fading:
         self._written = len(delta.changed)
         if delta.changed:
             self._unsorted.append((since, list(delta.changed)))
-        # A dict keeps the order in which its keys came. Those that went may have stood among the copied ones: what
-        # moved up is copied, and for each of those that did not, one is copied twice.
-        self._copied = max(0, self._copied - len(delta.gone))
+        # A dict keeps the order in which its keys came: what is new stands at its end, and need not be copied. What
+        # went may have stood among the copied ones: as many are copied twice where it did not.
+        self._first = max(0, self._first - len(delta.gone))
+        self._last = max(0, self._last + len(self._cells) - self._length)
+        self._length = len(self._cells)
 
     def look(self, now: float, until: float) -> bool:
         """Copy and sort until a moment of the monotonic clock; whether that is done, as far as cells can have expired."""
+        while not self._is_copied:
+            self._copy()
+            if time.monotonic() >= until:
+                return False
         owed = self._written
-        while not self._is_copied or self._sorts(now):
-            if not self._is_copied:
-                self._copy()
-            else:
-                owed -= self._sort()
+        while self._sorts(now):
+            owed -= self._sort()
             if owed <= 0 and time.monotonic() >= until:
-                return self._is_copied and not self._sorts(now)
+                return not self._sorts(now)
         return True
 
     def expired(self, now: float) -> tuple[list[Any], bool]:
@@ -94,12 +101,22 @@ class Fading:
                 heappush(self._sorted, (times[end], number, end, times, keys))
         return found, True
 
+    def free(self) -> bool:
+        """Forget some of the keys; whether there are none left."""
+        del self._sorted[-FREED_AT_ONCE:]
+        if self._unsorted:
+            self._unsorted.pop()
+        return not self._sorted and not self._unsorted
+
     def _copy(self) -> None:
-        keys = list(islice(self._cells, self._copied, self._copied + COPIED_AT_ONCE))
-        self._copied += len(keys)
-        self._is_copied = len(keys) < COPIED_AT_ONCE
-        if keys:
-            self._unsorted.appendleft((float("-inf"), keys))
+        if self._first <= self._last:
+            keys = list(islice(self._cells, self._first, self._first + COPIED_AT_ONCE))
+            self._first += len(keys)
+        else:
+            keys = list(islice(reversed(self._cells), self._last, self._last + COPIED_AT_ONCE))
+            self._last += len(keys)
+        self._unsorted.appendleft((float("-inf"), keys))
+        self._is_copied = self._first + self._last >= len(self._cells)
 
     def _sorts(self, now: float) -> bool:
         """Whether keys wait whose cells can have expired."""
@@ -152,6 +169,10 @@ class Reclaim:
             if not is_all:
                 return deltas, False
         return deltas, True
+
+    def free(self) -> bool:
+        """Forget some of what is known, when all is done; whether nothing is left. All at once takes long."""
+        return all(fading.free() for fading in self._fading.values())
 
 
 __all__ = ["Fading", "Reclaim"]
