@@ -85,6 +85,27 @@ def test_when_it_is_done_nothing_that_has_expired_is_left_and_nothing_else_went(
         assert steps < 1000, "it does not end, though nothing changes any more"
 
 
+@given(
+    st.lists(
+        st.tuples(st.sets(st.integers(0, 99), max_size=9), st.sets(st.integers(100, 199), max_size=9)),
+        max_size=9,
+    )
+)
+def test_no_cell_is_missed_where_others_come_and_go_while_the_keys_are_copied(
+    epochs: list[tuple[set[int], set[int]]],
+) -> None:
+    running = Running(dict.fromkeys(range(100), -5.0), 0.0)
+    for goes, comes in epochs:
+        running.step()
+        running.epoch(0.0, dict.fromkeys(comes, 0.0), goes)
+    while not running.step():
+        pass
+    running.epoch(100.0, {}, set())
+    while not running.step():
+        pass
+    assert not running.cells
+
+
 def test_it_ends_on_a_stream_of_which_as_much_expires_as_is_written() -> None:
     running = Running({key: -float(key) for key in range(200)}, 0.0)
     for n in range(2_000):

@@ -31,7 +31,7 @@ COPIED_AT_ONCE = 250_000
 """Keys; some 4 ms, and 7 ms for each million between them and the nearer end of the dict, where reading begins."""
 SORTED_AT_ONCE = 5_000
 DELETED_AT_ONCE = 5_000
-"""And as many more as the last epoch wrote: so the deleting is faster than the expiring, whatever the stream."""
+"""And as many more as the last epoch wrote, of either: so it is faster than the stream, whatever that is."""
 SORTING_S = 0.01
 """Sorting goes on for so long before the next epoch."""
 FREED_AT_ONCE = 20
@@ -72,7 +72,7 @@ class Fading:
             self._copy()
             if time.monotonic() >= until:
                 return False
-        owed = self._written
+        owed = SORTED_AT_ONCE + self._written
         while self._sorts(now):
             owed -= self._sort()
             if owed <= 0 and time.monotonic() >= until:
