@@ -87,9 +87,9 @@ def outlived(declared: dict[str, Any], ttl_s: dict[str, float], task: Task[Any])
     """By table of this state that a task takes over with a longer time to live: the one that its cells had."""
     is_now, longer_s = type(task)._shape.state(), times_to_live(task)
     return {
-        name: before_s
-        for name, before_s in ttl_s.items()
-        if declared[name] == is_now.get(name) and longer_s[name] > before_s
+        name: ttl_s[name]
+        for name, state in declared.items()
+        if name in ttl_s and state == is_now.get(name) and longer_s[name] > ttl_s[name]
     }
 
 

@@ -139,6 +139,23 @@ def test_a_longer_time_to_live_brings_nothing_back(changes: list[Change], stays:
     assert result.state("Lasting") == {"last": {**stays, 6: 6.0}}
 
 
+class Twofold(Lasting):
+    more = table(int, float, ttl_s="ttl_s")
+
+
+def test_a_task_returns_with_what_is_left_of_its_state_after_a_part_was_dropped() -> None:
+    drop = Change("drop", "Twofold", state="more")
+    log = [
+        *seen(1, 4),
+        4.75,
+        Change("remove", "Twofold"),
+        drop,
+        Change("add", "Twofold", Twofold(ttl_s=100.0)),
+        5.0,
+    ]
+    assert run(Twofold(), log).state("Twofold") == {"last": {4: 4.0}, "more": {}}
+
+
 class Unseen(dict[Any, Any]):
     """Cells at which nobody may look."""
 
