@@ -237,7 +237,7 @@ def run(
                     record = record._replace(to=look_into(record.to, contents))
                 chain = changed(chain, put_aside, record, position, now)
                 for link in chain:
-                    link.let_go()
+                    link.let_go(now)
                 steps = begin()
                 continue
             if isinstance(record, Refused):

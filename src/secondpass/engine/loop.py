@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from secondpass.engine.chain import Chain, Cut
-from secondpass.engine.changes import Applied
+from secondpass.engine.changes import Applied, Preparation
 from secondpass.engine.commands import Commands
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.hazard import Hazard
@@ -27,6 +27,7 @@ from secondpass.engine.intake import Intake
 from secondpass.engine.lookups import OWNER, Lookups, Reload
 from secondpass.engine.outbox import Outbox, encode_event
 from secondpass.engine.pacer import Pacer
+from secondpass.engine.reclaim import Reclaim
 from secondpass.engine.summary import Summary, merge_tally
 from secondpass.engine.ticks import Ticks
 from secondpass.engine.timetables import Timetables
@@ -41,6 +42,8 @@ from secondpass.timetable import Timetable
 
 _IDLE_MIN_S, _IDLE_MAX_S, _AWAKE_S = 0.001, 0.05, 2.0
 _RAW_MAX = 64 * 1024
+SHORTER = 8
+"""So many times shorter epochs are while cells are deleted for a command."""
 
 
 class Hub:
@@ -78,6 +81,9 @@ class Hub:
         self.on_change: Callable[[], None] = lambda: None
         """The chain is another from here on."""
         self.sleep: Callable[[float], None] = time.sleep
+        self._reclaim: Reclaim | None = None
+        """What is deleted before the command at hand gets its position."""
+        self._spent: Reclaim | None = None
         self._active_at = time.monotonic()
         self._tallies = {
             name: msgspec.convert(tally, Tally) for name, tally in store.progress.tallies.items()
@@ -117,6 +123,8 @@ class Hub:
 
     def obey(self, *, wait: bool = False) -> bool:
         """Do the oldest command to the chain or the app, if there is one and it is ready; whether there was."""
+        if self._spent is not None and self._spent.free():
+            self._spent = None
         if self.chain.judged(self.store.progress.position):
             return False
         reload = self.lookups.ready()
@@ -132,6 +140,8 @@ class Hub:
             return True
         refusal, applied, began = found.refusal, None, time.perf_counter()
         if refusal is None:
+            if not self._reclaimed(found):
+                return wait
             try:
                 applied = Applied(found, self.chain, self.store)
             except ChangeRefused as error:
@@ -152,6 +162,21 @@ class Hub:
         self.summary.changes.append(f"position {position}: {applied.change.kind} {applied.change.task}")
         self.held.append((found.command.kind, time.perf_counter() - began))
         return True
+
+    def _reclaimed(self, found: Preparation) -> bool:
+        """Delete some of what a longer time to live would bring back; whether nothing of that is left."""
+        if self._reclaim is None:
+            self._reclaim = found.reclaim()
+        deltas, done = self._reclaim.step(self.store.progress.now)
+        if deltas:
+            failpoint("reclaim.before")
+            self.store.commit(msgspec.structs.replace(self.store.progress), deltas, [], [])
+            failpoint("reclaim.after")
+        if done:
+            self._reclaim, self._spent = None, self._reclaim
+        else:
+            self._active_at = time.monotonic()  # there is more to do: no long sleep
+        return done
 
     def _command(self, command: Command) -> None:
         """A command to the app as a whole."""
@@ -237,6 +262,8 @@ class Hub:
         if command is not None:
             return command
         limit = self.pacer.limit()
+        if self._reclaim is not None:
+            limit = max(1, limit // SHORTER)  # a command waits for what is done between two epochs
         if self.limit is not None:
             limit = min(limit, self.limit - self.summary.events_in)
             if limit <= 0:
@@ -359,6 +386,8 @@ class Hub:
             deltas.update({(task, name): _ValueDelta({None: rest}) for name, rest in values.items()})
         letters = [stored_letter(letter) for letter in outcome.letters]
         self.store.commit(progress, deltas, rows, letters, history, status)
+        if self._reclaim is not None:
+            self._reclaim.wrote(deltas, before.now)
         self.chain.apply(outcome)
         if epoch.retry is not None:
             self.commands.done()

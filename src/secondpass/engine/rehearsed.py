@@ -154,7 +154,7 @@ class Rehearsed(Standing):
             task = self._changes.modified(link.task)
             if task is not link.task and describe(task)["settings"] != describe(link.task)["settings"]:
                 (twin,) = changed([link], {}, Change("set", link.name, task), item.position, now)
-                twin.let_go()
+                twin.let_go(now)
                 self.links[at] = twin
         self._look_into(item.position)
 
@@ -185,6 +185,6 @@ class Rehearsed(Standing):
         try:
             self.links = changed(self.links, self.put_aside, change, position, now)
             for link in self.links:
-                link.let_go()
+                link.let_go(now)
         except ChangeRefused as error:
             raise NotRepeated(f"the chain cannot be changed at position {position}: {error}") from error

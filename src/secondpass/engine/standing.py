@@ -86,7 +86,7 @@ class Standing:
         try:
             self.links = changed(self.links, self.put_aside, change, item.position, now)
             for link in self.links:
-                link.let_go()
+                link.let_go(now)
             self._look_into(item.position)
         except ChangeRefused as error:
             raise NotRepeated(
@@ -117,7 +117,7 @@ class Standing:
             (link,) = changed([], self.put_aside, Change("add", task.name, task), position, now)
         except ChangeRefused as error:
             raise NotRepeated(f"the start at position {position}: {error}") from error
-        link.let_go()
+        link.let_go(now)
         return link
 
     def _move(self, old: tuple[str, str], new: tuple[str, str] | None) -> None:

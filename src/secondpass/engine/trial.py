@@ -91,6 +91,7 @@ def _how(code: int) -> str:
 def try_on(old: Link, task: Task[Any], events: list[Any], position: int, now: float) -> int:
     """Let a task take over another's state, and handle events; raises `ChangeRefused`, gives how many it handled."""
     (link,) = changed([old], {}, Change("replace", old.name, task), position, now)
+    link.let_go(now)
     step = Step(link.task, link.cells, link.values)
     tried = 0
     for event in events:

@@ -360,7 +360,7 @@ class Store(StoreReader):
             if chain is not None:
                 self._take_chain(chain)
                 self._apply(deltas)
-            self._put_deltas(epoch, deltas)
+            self._put_deltas(epoch, deltas, begins=chain is None)
             for row in outputs:
                 self._put_output(row)
             for letter in letters:
@@ -376,14 +376,15 @@ class Store(StoreReader):
         self._epoch = epoch
         failpoint("commit.after")
 
-    def _put_deltas(self, epoch: int, deltas: Mapping[Name, Changes]) -> None:
+    def _put_deltas(self, epoch: int, deltas: Mapping[Name, Changes], *, begins: bool) -> None:
         progress = self.progress
         bodies = {
             self._tables[name]: pack_cells(list(delta.changed), list(delta.changed.values()), delta.gone)
             for name, delta in deltas.items()
             if delta.changed or delta.gone
         }
-        self._fold.step(progress, sum(map(len, bodies.values())), len(bodies))
+        # A command must not hold the stream up for as long as a table is large.
+        self._fold.step(progress, sum(map(len, bodies.values())), len(bodies), begin=begins)
         for table, body in bodies.items():
             self._put_delta(epoch, table, body)
             self._fold.added(table, progress.deltas, len(body))
