@@ -64,8 +64,8 @@ check: test lint types  ## test, lint and types
 # ------------------------------------------------------------------------------- hours, not minutes
 
 .PHONY: crash
-crash: $(DEVELOP)  ## kill the running engine at KILLS random moments (SEED=)
-	SECONDPASS_KILLS=$(KILLS) $(PYTEST) $(PARALLEL) $(LONG) tests/crash/test_random_kills.py $(ARGS)
+crash: $(DEVELOP)  ## kill the running engine at every pass of every point, and at KILLS random moments (SEED=)
+	SECONDPASS_KILLS=$(KILLS) $(PYTEST) $(PARALLEL) $(LONG) tests/crash/test_kill_points.py tests/crash/test_timers.py tests/crash/test_random_kills.py $(ARGS)
 
 .PHONY: powerloss
 powerloss: $(DEVELOP)  ## restart from IMAGES disk images of a power loss (SEED=)

@@ -44,3 +44,11 @@ class Mark(Task[Seen]):
 
     def handle(self, event: Seen) -> Seen:
         return event
+
+
+class Other(Known):
+    """The same state, other code."""
+
+    def handle(self, event: Seen) -> Seen | None:
+        self.last[event.n] = event.time
+        return event

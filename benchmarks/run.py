@@ -30,6 +30,8 @@ ALL = [
     ("commands", "Commands to a running chain", [], ["--cells", "10000", "--each", "3"]),
     ("errors", "Failing events", ["--events", "500000", "--rounds", "3"], ["--events", "20000", "--rounds", "1"]),
     ("trickle", "A stream that trickles", [], ["--events", "100"]),
+    ("timers", "Timers", [], ["--cells", "20000", "--events", "20000", "--rounds", "1"]),
+    ("lookups", "Lookups", [], ["--events", "50000", "--rows", "2000", "--rounds", "1"]),
     ("pushed", "Pushed events", [], ["--events", "20000", "--single", "400", "--rounds", "1"]),
     ("memory", "Memory over a long stream", [], ["--events", "200000"]),
     ("reopen", "Reopening a store", [], ["--cells", "10000", "--rounds", "1"]),

@@ -278,7 +278,7 @@ def arrays(directory: Path, megabytes: int, events: int) -> list[str]:
         import numpy
     except ImportError:
         return ["skipped: numpy is not installed here"]
-    from heavy_arrays import Frame, Look
+    from heavy_arrays import Background, Frame, Look, Step
 
     array = numpy.arange(megabytes * 125_000, dtype="f8")
     copies: list[float] = []
@@ -302,6 +302,16 @@ def arrays(directory: Path, megabytes: int, events: int) -> list[str]:
         wall_ms, hub_ms = watched.wall_s * 1000 / events, watched.cpu_s * 1000 / events
         rows.append(
             f"| {megabytes} MB array, {name} | {wall_ms:.1f} ms | {hub_ms:.1f} ms | {copy_ms:.1f} ms "
+            f"| {wall_ms / copy_ms:.1f} x |"
+        )
+    for name, back in (("there", False), ("there and back", True)):
+        watched = Watched()
+        steps = [Step(n=n, time=float(n)) for n in range(events)]
+        task = Background(back=back, size=len(array)).options(place="workers")
+        App("cells", source=steps, tasks=[task]).run(store=None, workers=WORKERS, on_start=watched.on_start)
+        wall_ms, hub_ms = watched.wall_s * 1000 / events, watched.cpu_s * 1000 / events
+        rows.append(
+            f"| {megabytes} MB cell, {name} | {wall_ms:.1f} ms | {hub_ms:.1f} ms | {copy_ms:.1f} ms "
             f"| {wall_ms / copy_ms:.1f} x |"
         )
     return rows

@@ -3,7 +3,7 @@
 What an app is:       App
 How events reach it:  a source, or Log
 What it handles:      Event
-What it consists of:  Task, table, value, output, timer, every, ALL; Timetable
+What it consists of:  Task, table, value, output, timer, every, lookup, ALL; Timetable, Loaded
 Why it decided so:    explain
 What can go wrong:    SecondpassError and its tree in `secondpass.errors`
 
@@ -18,6 +18,8 @@ from secondpass.app import explain as explain
 from secondpass.errors import SecondpassError as SecondpassError
 from secondpass.event import Event as Event
 from secondpass.event import UntypedEvent as UntypedEvent
+from secondpass.lookups import Loaded as Loaded
+from secondpass.lookups import lookup as lookup
 from secondpass.state import output as output
 from secondpass.state import table as table
 from secondpass.state import value as value
@@ -45,6 +47,7 @@ __all__ = [
     "ALL",
     "App",
     "Event",
+    "Loaded",
     "Log",
     "SecondpassError",
     "Task",
@@ -52,6 +55,7 @@ __all__ = [
     "UntypedEvent",
     "every",
     "explain",
+    "lookup",
     "output",
     "table",
     "timer",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from secondpass.amounts import Keep
 from secondpass.errors import DefinitionError, SettingsError
 from secondpass.feeder import Feeder
+from secondpass.lookups import Loaded, specs_of
 from secondpass.task import Task, accepts, from_function, is_task_class
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class App:
     what the chain passes; `sinks` names those of the tasks' named outputs. Without a source the app takes what is
     appended to its log, `app.log`, of which `keep_log` ("7d", "10GB", or both) bounds what stays. `workers` is the number of processes
     that may run tasks beside this one (default: the cores that this process may use; 0: none). `timetables` start and
-    stop tasks by the clock. `keep_snapshots` bounds the snapshots of its state from which decisions are explained and
+    stop tasks by the clock. `lookups` says what the tasks' lookups hold: a mapping, a connector with a `key`, or a
+    function. `keep_snapshots` bounds the snapshots of its state from which decisions are explained and
     rehearsed (None: none are taken). `ticks=False` lets time stand while a followed stream is idle, so that timers wait
     for the next event. Events that are more than `max_ahead_s` ahead of the clock when they come are set aside. Raises
     `DefinitionError` for what cannot work, before anything runs.
@@ -78,6 +80,7 @@ class App:
         sinks: Mapping[str, Any] | None = None,
         workers: int | None = None,
         timetables: Sequence[Timetable] = (),
+        lookups: Mapping[str, Any] | None = None,
         keep_log: str | Sequence[str] | None = None,
         keep_snapshots: str | Sequence[str] | None = ("30d", "1GB"),
         ticks: bool = True,
@@ -105,6 +108,7 @@ class App:
             raise DefinitionError(f"App({name!r}, max_ahead_s={max_ahead_s!r}): write a number of seconds")
         self.max_ahead_s = max_ahead_s
         self._check_timetables()
+        self.lookups = as_lookups(self.tasks, lookups or {})
         self.keep_log = None if keep_log is None else Keep.of(keep_log)
         self.feeders: tuple[Feeder, ...] = ()
         """The functions that are sources: see `source`."""
@@ -338,6 +342,48 @@ def checked_workers(workers: int | None) -> int | None:
             f"the cores"
         )
     return workers
+
+
+def as_lookups(tasks: Iterable[Task[Any]], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the lookups of some tasks come from, by name; raises `DefinitionError` for what cannot be."""
+    specs = specs_of(tasks)
+    for name in given:
+        if name not in specs:
+            raise DefinitionError(
+                f"lookups={{{name!r}: ...}}: no task declares a lookup of that name; declared are: "
+                f"{', '.join(specs) or 'none'}"
+            )
+    for name, spec in specs.items():
+        if name not in given:
+            raise DefinitionError(
+                f"{spec.owner} looks into {name!r}: give it, App(..., lookups={{{name!r}: ...}})"
+            )
+    return {name: _lookup_source(name, found) for name, found in given.items()}
+
+
+def _lookup_source(name: str, found: Any) -> Any:
+    if isinstance(found, Loaded):
+        return found
+    if isinstance(found, Mapping):
+        kept = cast("Mapping[Any, Any]", found)
+        return Loaded(lambda: kept, name="a mapping")
+    if hasattr(found, "open") and hasattr(found, "key"):
+        if found.key is None:
+            raise DefinitionError(
+                f"lookups={{{name!r}: {found!r}}}: say which field is the key: {type(found).__name__}(..., key='...')"
+            )
+        if found.following or getattr(found, "path", None) == "-":
+            raise DefinitionError(
+                f"lookups={{{name!r}: {found!r}}}: a lookup is read to its end; leave out follow, and read a file; "
+                f"reload_s= reads it again"
+            )
+        return found
+    if callable(found):
+        return Loaded(found)
+    raise DefinitionError(
+        f"lookups={{{name!r}: {found!r}}}: give a mapping, a connector with a key (Csv(path, T, key='...')) or a function "
+        f"that returns a mapping"
+    )
 
 
 def as_task(found: Any) -> Task[Any]:

@@ -41,19 +41,20 @@ class Link:
             self.cells.setdefault(name, {})
         self.values: dict[str, bytes] = {} if values is None else values
         self.stopped = stopped
-        self.expired: dict[str, list[Any]] = {}
-        """By table: keys of cells that must go, since a longer time to live would bring them back."""
+        self.outlived: dict[str, float] = {}
+        """By table whose cells have a longer time to live from here on: the one that they had."""
 
     @property
     def name(self) -> str:
         return self.task.name
 
-    def let_go(self) -> None:
-        """Delete the cells that have expired."""
-        for name, keys in self.expired.items():
-            for key in keys:
-                del self.cells[name][key]
-        self.expired = {}
+    def let_go(self, now: float) -> None:
+        """Delete the cells that have expired, and that a longer time to live would bring back."""
+        for name, ttl_s in self.outlived.items():
+            cells = self.cells[name]
+            for key in [key for key, entry in cells.items() if now - entry[1] >= ttl_s]:
+                del cells[key]
+        self.outlived = {}
 
     def __repr__(self) -> str:
         return f"Link({self.task!r}{', stopped' if self.stopped else ''})"
@@ -82,22 +83,32 @@ def times_to_live(task: Task[Any]) -> dict[str, float]:
     return {name: ttl_s for name, ttl_s in found.items() if ttl_s is not None}
 
 
+def outlived(declared: dict[str, Any], ttl_s: dict[str, float], task: Task[Any]) -> dict[str, float]:
+    """By table of this state that a task takes over with a longer time to live: the one that its cells had."""
+    is_now, longer_s = type(task)._shape.state(), times_to_live(task)
+    return {
+        name: ttl_s[name]
+        for name, state in declared.items()
+        if name in ttl_s and state == is_now.get(name) and longer_s[name] > ttl_s[name]
+    }
+
+
 def changed(
     chain: Sequence[Link], put_aside: dict[str, Aside], change: Change, position: int, now: float
 ) -> list[Link]:
     """The chain from this position on; raises `ChangeRefused`, with nothing changed, where it cannot be.
 
     `put_aside` holds the state of tasks that left, for their return. Links that change are new ones; tables that
-    do not change are the same dicts, also where cells in them have expired (`Link.let_go`).
+    do not change are the same dicts, also where cells in them have to go (`Link.let_go`).
     """
     links = list(chain)
-    if change.kind in ("pause", "resume", "end"):
+    if change.kind in ("pause", "resume", "end", "reload"):
         return links
     at = index_of(chain, change)
     link = links[at] if at is not None else None
     if change.kind == "add":
         task = change.to
-        came = _returned(put_aside, task, now)
+        came = _returned(put_aside, task)
         links.insert(len(links) if change.before is None else _named(chain, change.before), came)
         return links
     if link is None:  # dropped: the state of a task that has left
@@ -171,7 +182,7 @@ def _no_such_state(change: Change, declared: dict[str, Any]) -> ChangeRefused:
     )
 
 
-def _returned(put_aside: dict[str, Aside], task: Task[Any], now: float) -> Link:
+def _returned(put_aside: dict[str, Aside], task: Task[Any]) -> Link:
     """A task that comes into the chain, with what it left behind when it was there before."""
     left, link = put_aside.get(task.name), Link(task)
     if left is None:
@@ -183,11 +194,10 @@ def _returned(put_aside: dict[str, Aside], task: Task[Any], now: float) -> Link:
             raise ChangeRefused(
                 f"{task.name} left the chain with another {name}; drop that first, or give the new one another name"
             )
-    longer = times_to_live(task)
+    link.outlived = outlived(left.declared, left.ttl_s, task)
     for name in back:
         if name in left.cells:
             link.cells[name] = left.cells[name]
-            _note_expired(link, name, left.ttl_s.get(name), longer.get(name), now)
         elif name in left.values:
             link.values[name] = left.values[name]
         _take_out(left, name)
@@ -214,15 +224,6 @@ def _with_earlier(earlier: Aside | None, left: Aside) -> Aside:
     )
 
 
-def _note_expired(link: Link, name: str, ttl_s: float | None, longer_s: float | None, now: float) -> None:
-    """Note the cells that have expired and that a longer time to live would bring back."""
-    if ttl_s is not None and longer_s is not None and longer_s > ttl_s:
-        # One look at each cell of the table: the only cost of a command that grows with it.
-        expired = [key for key, entry in link.cells[name].items() if now - entry[1] >= ttl_s]
-        if expired:
-            link.expired[name] = expired
-
-
 def _taken_over(old: Link, task: Task[Any], position: int, now: float) -> Link:
     """A task with the state of the one that it stands in for."""
     before, after = type(old.task)._shape, type(task)._shape
@@ -238,9 +239,7 @@ def _taken_over(old: Link, task: Task[Any], position: int, now: float) -> Link:
     cells = {name: old.cells[name] if name in kept else {} for name in after.tables}
     values = {name: rest for name, rest in old.values.items() if name in kept and name in after.values}
     link = Link(task, cells, values, stopped=old.stopped)
-    ttl_s, longer_s = times_to_live(old.task), times_to_live(task)
-    for name in kept:
-        _note_expired(link, name, ttl_s.get(name), longer_s.get(name), now)
+    link.outlived = outlived(was, times_to_live(old.task), task)
     if upgrade is not None and (
         was != is_now or not _same_function(upgrade, getattr(type(old.task), "upgrade", None))
     ):
@@ -260,7 +259,7 @@ def _upgrade(link: Link, old: dict[str, Any], position: int, now: float) -> None
     """Let a task that stands in for another bring the state over."""
     link.cells = {name: dict(cells) for name, cells in link.cells.items()}
     link.values = dict(link.values)
-    link.let_go()
+    link.let_go(now)
     step = Step(link.task, link.cells, link.values)
     try:
         step.upgrade(old, position, now)

@@ -8,7 +8,8 @@ msgpack; what msgpack does not know is spelled in what it does:
     numpy array      [dtype, [shape], bytes]      (contiguous, little details of memory layout are lost)
     numpy scalar     the Python number
 
-On the way to another process the bytes of a large array go beside the encoding (`pack_beside`), not into it.
+On the way to another process the bytes of a large array, and of a large cell, go beside the encoding (`pack_beside`),
+not into it.
 
 A `Codec` answers three questions about its type: is this value exactly of it (`exact`), what are its
 bytes (`encode`), and what do bytes mean (`decode`).
@@ -154,11 +155,23 @@ class SealedMap(mmap.mmap):
     """Memory mapped read-only that nobody writes any more: what lies on it is immutable, unlike a user's own map."""
 
 
+class Large:
+    """Bytes that `pack_beside` leaves where they are."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.data = data
+
+
 def pack_beside(value: Any) -> tuple[bytes, list[memoryview]]:
     """The bytes of a value, and the content of its large arrays, which is not copied; `found_beside` puts it back."""
     beside: list[memoryview] = []
 
     def hook(obj: Any) -> Any:
+        if obj.__class__ is Large:
+            beside.append(memoryview(obj.data))
+            return _Ext(_BESIDE, (len(beside) - 1).to_bytes(4, "big"))
         spelled = encode_hook(obj)
         if is_numpy(obj, "ndarray") and obj.nbytes >= BESIDE_FROM:
             beside.append(memoryview(spelled[2]))

@@ -31,12 +31,8 @@ if TYPE_CHECKING:
     from secondpass.engine.loop import Hub
 
 _POLL_S = 0.01
-_TAKEN = (
-    "intake",
-    "taken",
-    "ahead",
-    "tick",
-)  # how the log came to be: to be read so again, not done to the app
+# How the log came to be: to be read so again, not done to the app.
+_TAKEN = ("intake", "taken", "ahead", "tick")
 WAIT_S = 60.0
 _PREPARED = ("start", "set", "add", "replace")  # what may take its time before it has a position
 
@@ -163,12 +159,13 @@ class Control:
         """What was done to the app, or the `last` so many of it, oldest first: `kind`, `position`, and what each tells.
 
         A `kind` is `start`, `command`, `left out` (with the reason), `timetable` (a switch that changed nothing), `retry`
-        or `drop` (of a dead letter), `verdict`.
+        or `drop` (of a dead letter), `verdict`, `loaded` (what a lookup held at first; a reload is a `command`).
         """
         with _reading(self._store()) as store:
             found = store.recent_history(last, without=_TAKEN)
         return [
-            {"kind": kind, "position": position, **details} for position, kind, details in reversed(found)
+            {"kind": kind, "position": position, **{n: v for n, v in details.items() if n != "cells"}}
+            for position, kind, details in reversed(found)
         ]
 
     # ---- how

@@ -15,7 +15,12 @@ from secondpass.event import LATEST_TIME_S, Event
 
 _OURS = os.path.dirname(__file__) + os.sep  # noqa: PTH120  # compared with what frames hold: text
 
-ChangeKind = Literal["start", "stop", "set", "replace", "add", "remove", "drop", "pause", "resume", "end"]
+ChangeKind = Literal[
+    "start", "stop", "set", "replace", "add", "remove", "drop", "pause", "resume", "end", "reload"
+]
+
+NEW_TASK = ("set", "replace", "add")
+"""Kinds of changes that bring a task in."""
 
 INTAKE = ""
 """Stands for a task's name where an event was set aside before the chain."""
@@ -80,6 +85,7 @@ class Change(NamedTuple):
     drop            its state is gone, or only that of the table or value `state`
     pause, resume   the app took no records for a while, or ended: the chain stays as it is
     end
+    reload          the lookup `task` holds the mapping `to` from here on
     """
 
     kind: ChangeKind

@@ -6,13 +6,12 @@
         then fire those that were set meanwhile for a time that has come
 
 Everything else in secondpass is a faster or safer way to this answer, and is tested against it. It is
-also what `secondpass.testing` gives to users. Commands and lookups have their place in `run`, where the loop looks at a
-record's kind.
+also what `secondpass.testing` gives to users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -23,8 +22,10 @@ from secondpass.app import LATE, MAIN
 from secondpass.change import Aside, Link, changed, plain_state
 from secondpass.errors import TaskError, TaskStopped
 from secondpass.event import time_reader
+from secondpass.lookups import contents_of
 from secondpass.record import (
     INTAKE,
+    NEW_TASK,
     Ahead,
     Change,
     DeadLetter,
@@ -41,7 +42,7 @@ from secondpass.record import (
     trace_text,
 )
 from secondpass.step import CAUGHT, Step
-from secondpass.task import Task, begin_schedules, first_due, keys_of, take_due
+from secondpass.task import Task, begin_schedules, first_due, keys_of, look_into, take_due
 
 
 @dataclass
@@ -99,13 +100,16 @@ def run(
     *,
     intake_time: float = 0.0,
     enforce_keys: bool = False,
+    lookups: Mapping[str, Mapping[Any, Any]] | None = None,
 ) -> Result:
     """What `log` means to the chain `tasks`.
 
     Records are events, `Refused`, `Ahead`, `Late`, `Retry`, `Tick` or `Change`; a record's position is its index, not counting
-    the `Verdict`s among them. An event without a `time` gets `intake_time`.
+    the `Verdict`s among them. An event without a `time` gets `intake_time`. `lookups` is what is loaded before the first.
     """
-    chain = [Link(task) for task in tasks]
+    looked_into = [*tasks, *(r.to for r in log if isinstance(r, Change) and r.kind in NEW_TASK)]
+    contents = contents_of(looked_into, lookups or {})
+    chain = [Link(look_into(task, contents)) for task in tasks]
     streams: dict[str, list[Any]] = {MAIN: []}
     tallies: dict[str, Tally] = {}
     put_aside: dict[str, Aside] = {}
@@ -224,10 +228,16 @@ def run(
         for _, step in steps:
             step.timing.past = 0
         try:
+            if isinstance(record, Change) and record.kind == "reload":
+                given = contents_of(looked_into, {**contents, record.task: record.to})
+                contents[record.task].become(given[record.task])
+                continue
             if isinstance(record, Change):
+                if record.to is not None:
+                    record = record._replace(to=look_into(record.to, contents))
                 chain = changed(chain, put_aside, record, position, now)
                 for link in chain:
-                    link.let_go()
+                    link.let_go(now)
                 steps = begin()
                 continue
             if isinstance(record, Refused):
@@ -259,7 +269,9 @@ def run(
             fire_due(now, position, numbers)
         except TaskError as stop:
             # What precedes the event stands, and nothing of the event: that is the log cut before it.
-            before = run(tasks, log[:index], intake_time=intake_time, enforce_keys=enforce_keys)
+            before = run(
+                tasks, log[:index], intake_time=intake_time, enforce_keys=enforce_keys, lookups=lookups
+            )
             before.stopped = stop
             return before
 

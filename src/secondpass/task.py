@@ -20,6 +20,7 @@ import msgspec
 from secondpass import codec
 from secondpass.errors import DefinitionError, SettingsError, TaskFault
 from secondpass.event import Event, ReadOnlyDict, check_event_type, event_types, freeze, time_reader
+from secondpass.lookups import Contents, LookupSpec, contents_of
 from secondpass.state import MISSING, CallValues, Moment, Output, OutputSpec, Table, TableSpec, ValueSpec, own
 from secondpass.timers import Pending, TimerSpec, Timing
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 else:
     E = typing.TypeVar("E")
 
-_DECLARED = (TableSpec, ValueSpec, OutputSpec, TimerSpec)
+T = typing.TypeVar("T", bound="Task[Any]")
+_DECLARED = (TableSpec, ValueSpec, OutputSpec, TimerSpec, LookupSpec)
 _COROUTINE, _ASYNC_GENERATOR = 0x80, 0x200  # CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`
 _MUTABLE = (list, dict, set, bytearray, collections.deque)
 
@@ -77,10 +79,11 @@ class Shape:
         self.outputs: dict[str, OutputSpec] = {}
         self.timers: dict[str, TimerSpec] = {}
         """What is pending of each is in the table of the same name."""
+        self.lookups: dict[str, LookupSpec] = {}
         for base in reversed(cls.__mro__[1:]):
             inherited = base.__dict__.get("_shape")
             if isinstance(inherited, Shape):
-                for part in ("settings", "tables", "values", "outputs", "timers"):
+                for part in ("settings", "tables", "values", "outputs", "timers", "lookups"):
                     getattr(self, part).update(getattr(inherited, part))
 
     @property
@@ -121,6 +124,8 @@ class Task(Generic[E]):
     _shape: ClassVar[Shape]
     _event_type: ClassVar[Any] = None
     _options: Options
+    _lookups: Mapping[str, Contents[Any, Any]] = ReadOnlyDict()
+    """By name: what the lookups hold, in a run or where somebody said it."""
     if TYPE_CHECKING:
         _moment: Moment
         _values: CallValues
@@ -174,6 +179,8 @@ class Task(Generic[E]):
         changes = {k: v for k, v in given.items() if v is not None}
         if on_error is not None and on_error not in ("dead_letter", "stop", "pass"):
             raise SettingsError(f"options(on_error={on_error!r}): write 'dead_letter', 'stop' or 'pass'")
+        if name == "":
+            raise SettingsError("options(name=''): a task needs a name")
         if place is not None and place not in ("auto", "inline", "workers"):
             raise SettingsError(f"options(place={place!r}): write 'auto', 'inline' or 'workers'")
         if limit_s is not None and (type(limit_s) not in (int, float) or not limit_s > 0):
@@ -185,9 +192,30 @@ class Task(Generic[E]):
             what = "limit_s" if options.limit_s else "copies"
             raise SettingsError(f"options(place='inline', {what}=...): {what} needs a process of its own")
         twin = copy.copy(self)
-        object.__setattr__(twin, "_options", options)
+        attach(twin, _options=options, _lookups=self._lookups)
         _stand_alone(twin)
         return twin
+
+    def with_lookups(self, **contents: Mapping[Any, Any]) -> Self:
+        """The same task with what its lookups hold, for a task that is called by hand; in an app the run loads them.
+
+        >>> from secondpass import Task, lookup
+        >>> class Named(Task):
+        ...     names = lookup(int, str)
+        ...     def handle(self, event):
+        ...         return {**event, "name": self.names[event["cid"]]}
+        >>> Named().with_lookups(names={7: "south"}).handle({"cid": 7})
+        {'cid': 7, 'name': 'south'}
+
+        Raises `SettingsError` for a name that the task does not declare, `InputError` for what is not of its types.
+        """
+        known = type(self)._shape.lookups
+        for name in contents:
+            if name not in known:
+                raise SettingsError(
+                    f"{type(self).__name__} has no lookup {name!r}; its lookups: {', '.join(known) or 'none'}"
+                )
+        return look_into(self, contents_of([self], contents))
 
     # What a call may ask for.
 
@@ -252,12 +280,21 @@ class Task(Generic[E]):
         shape = cls._shape
         if name in shape.values or (
             self.__dict__.get("_setting_up")
-            and not (name in shape.tables or name in shape.outputs or name in shape.settings)
+            and not (
+                name in shape.tables
+                or name in shape.outputs
+                or name in shape.settings
+                or name in shape.lookups
+            )
         ):
             object.__setattr__(self, name, value)
             return
         if name in cls._shape.timers:
             raise TaskFault(f"{cls.__name__}.{name} is a timer; set it with .at(time)")
+        if name in cls._shape.lookups:
+            raise TaskFault(
+                f"{cls.__name__}.{name} is a lookup, which the run loads; for memory declare another name"
+            )
         if name in cls._shape.tables or name in cls._shape.outputs:
             raise TaskFault(f"{cls.__name__}.{name} is declared state; change its cells, or call .clear()")
         if name in cls._shape.settings:
@@ -273,6 +310,11 @@ class Task(Generic[E]):
 
         def __getattr__(self, name: str) -> Any:
             shape = type(self)._shape
+            if name in shape.lookups:
+                raise TaskFault(
+                    f"{type(self).__name__}.{name} holds nothing yet: give it with App(lookups={{{name!r}: ...}}), or "
+                    f"by hand with .with_lookups({name}=...)"
+                )
             if name == "_values" or name in shape.tables or name in shape.outputs:
                 raise TaskFault(
                     f"{type(self).__name__}.setup: it makes resources and runs once per process, so it sees no state "
@@ -388,6 +430,11 @@ def _claim(cls: type[Task[Any]], shape: Shape, name: str, spec: Any) -> None:
         shape.timers[name], shape.tables[name] = spec, spec.table
         setattr(cls, name, spec.method)  # for super(); a task's own attribute comes before it
         return
+    if isinstance(spec, LookupSpec):
+        spec.claim(name, cls.__name__)
+        shape.lookups[name] = spec
+        delattr(cls, name)
+        return
     spec.name, spec.owner = name, cls.__name__
     shape.timers.pop(name, None)
     if isinstance(spec, TableSpec):
@@ -454,6 +501,7 @@ def bind(task: Task[Any], moment: Moment) -> Task[Any]:
     bound: Task[Any] = object.__new__(cls)
     attach(bound, _options=task._options, _moment=moment)
     attach(bound, **{name: getattr(task, name) for name in cls._shape.settings})
+    attach(bound, **task._lookups)
     set_up(bound)
     attach(bound, **{name: Output[Any](spec, moment.emit) for name, spec in cls._shape.outputs.items()})
     return bound
@@ -463,6 +511,17 @@ def attach(task: Task[Any], **attributes: Any) -> None:
     """Set attributes past the guard that keeps users from doing so."""
     for name, found in attributes.items():
         object.__setattr__(task, name, found)
+
+
+def look_into(task: T, contents: Mapping[str, Contents[Any, Any]]) -> T:
+    """The same task, whose lookups hold this: the same objects, which the run changes between two records."""
+    known = type(task)._shape.lookups
+    if not known:
+        return task
+    twin = copy.copy(task)
+    attach(twin, _lookups={name: contents[name] for name in known if name in contents})
+    _stand_alone(twin)
+    return twin
 
 
 def set_up(task: Task[Any]) -> None:
@@ -507,6 +566,7 @@ def _stand_alone(task: Task[Any]) -> None:
         advance=functools.partial(_advance_by_hand, task),
         setup=functools.partial(set_up, task),
         **{n: Output[Any](s, moment.emit) for n, s in shape.outputs.items()},
+        **task._lookups,
     )
     attach_state(task, tables, moment, task._timing)
 
@@ -777,6 +837,7 @@ def describe(task: Task[Any]) -> dict[str, Any]:
     settings = (
         {k: getattr(task, k) for k in type(task)._shape.settings} if type(task) is not FunctionTask else {}
     )
+    lookups = {n: s.describe() for n, s in type(task)._shape.lookups.items()}
     return {
         "name": task.name,
         "class": target.__qualname__,
@@ -788,6 +849,7 @@ def describe(task: Task[Any]) -> dict[str, Any]:
         "ttl_s": {n: s.ttl_of(task) for n, s in type(task)._shape.tables.items() if s.ttl_s is not None},
         "on_error": task._options.on_error,
         "options": msgspec.to_builtins(task._options),
+        **({"lookups": lookups} if lookups else {}),
     }
 
 

@@ -12,10 +12,11 @@ from typing import Any, Literal, cast
 import msgspec
 
 from secondpass import reference
-from secondpass.app import App
+from secondpass.app import App, as_task
 from secondpass.errors import InputError, SettingsError, TaskFault
 from secondpass.event import Event, UntypedEvent, owned
-from secondpass.record import INTAKE, Change, DeadLetter, Tick, refuse_time
+from secondpass.lookups import specs_of
+from secondpass.record import INTAKE, NEW_TASK, Change, DeadLetter, Tick, refuse_time
 from secondpass.reference import Tally
 from secondpass.task import Task, accepts
 
@@ -63,6 +64,7 @@ def run(
     tasks: AnyTask | Sequence[AnyTask],
     events: Iterable[Event | Mapping[str, Any] | float | Change],
     *,
+    lookups: Mapping[str, Mapping[Any, Any]] | None = None,
     errors: Literal["raise", "collect"] = "raise",
 ) -> Result:
     """What a task, or a chain of them, makes of some events.
@@ -90,7 +92,8 @@ def run(
     A mapping among the events becomes an untyped event; a number (seconds) advances the stream's time:
     `run(OncePerMinute(), [Seen(cid=1, time=0), 60.0]).state(...)` is empty. Events take their declared types,
     as they do when a source decodes them (`time=0` above). A `Change` is a command between two events:
-    `Change("stop", "OncePerMinute")`.
+    `Change("stop", "OncePerMinute")`. `lookups` is what the tasks look into, by name; `Change("reload", "cameras",
+    {...})` is a reload.
 
     With `errors="raise"` the first exception of any task is raised as it is, with its place as a note;
     with `errors="collect"` a task's `on_error` decides, and dead letters are in the result. A broken rule
@@ -100,12 +103,14 @@ def run(
     if errors not in ("raise", "collect"):
         raise SettingsError(f"run(errors={errors!r}): write 'raise' or 'collect'")
     given = cast("Sequence[AnyTask]", tasks) if isinstance(tasks, Sequence) else [tasks]
-    chain = App("testing", source=(), tasks=given).tasks
+    held: dict[str, Any] = dict.fromkeys(specs_of(map(as_task, given)), dict)  # what they hold comes later
+    chain = App("testing", source=(), tasks=given, lookups=held).tasks
     log = [_record(i, found) for i, found in enumerate(events)]
+    _refuse_unknown(lookups or {}, chain, log)
     _refuse_unseen(chain, log)
     if errors == "raise":
         chain = tuple(task.options(on_error="stop") for task in chain)
-    meaning = reference.run(chain, log, enforce_keys=True)
+    meaning = reference.run(chain, log, enforce_keys=True, lookups=lookups)
     if errors == "raise":
         for letter in meaning.dead_letters:
             assert letter.task == INTAKE  # every task stops at its first error
@@ -118,6 +123,17 @@ def run(
             raise cause
         raise meaning.stopped
     return Result(meaning)
+
+
+def _refuse_unknown(lookups: Mapping[str, Any], chain: Sequence[Task[Any]], log: Sequence[Any]) -> None:
+    """A lookup that nobody declares has a name that was mistyped."""
+    known = specs_of([*chain, *(r.to for r in log if isinstance(r, Change) and r.kind in NEW_TASK)])
+    named = [*lookups, *(r.task for r in log if isinstance(r, Change) and r.kind == "reload")]
+    for name in named:
+        if name not in known:
+            raise SettingsError(
+                f"no task here declares a lookup {name!r}; declared are: {', '.join(known) or 'none'}"
+            )
 
 
 def _record(index: int, found: Any) -> Any:

@@ -7,8 +7,8 @@ position it was made at (`at`): a test tells from an output alone which record i
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from secondpass import App, Event, Task, every, output, table, timer, value
-from secondpass.connectors import JsonLines
+from secondpass import App, Event, Task, Timetable, every, lookup, output, table, timer, value
+from secondpass.connectors import Csv, JsonLines
 
 
 class Reading(Event):
@@ -33,6 +33,16 @@ class Page(Event):
     time: float
     total: float
     draw: float
+
+
+class Weight(Event):
+    cid: int
+    factor: float
+
+
+def weights(version: int) -> dict[int, Weight]:
+    """What the file of weights holds in its n-th version."""
+    return {cid: Weight(cid=cid, factor=1.0 + version) for cid in range(40) if (cid + version) % 3}
 
 
 class Suppress(Task[Reading]):
@@ -88,14 +98,16 @@ class Split(Task[Reading]):
 
 
 class Score(Task[Scored]):
-    """A value, a named output, randomness; where it raises the event passes."""
+    """A value, a named output, randomness, a lookup; where it raises the event passes."""
 
+    weights = lookup(int, Weight)
     total = value(float, 0.0)
     worst = value(tuple[int, ...], ())
     pages = output(Page)
 
     def handle(self, event: Scored) -> Scored:
-        self.total = round(self.total + event.value, 6)
+        factor = self.weights[event.cid].factor if event.cid in self.weights else 1.0
+        self.total = round(self.total + event.value * factor, 6)
         if event.n % 101 == 0:
             raise KeyError(event.n)
         if event.value > 60:
@@ -137,13 +149,15 @@ class Silence(Task[Scored]):
         return Scored(n=-2, cid=0, time=self.now, value=float(len(self.fired)), part=0, at=self.position)
 
 
-def crash(*tasks: Task[Any]) -> App:
+def crash(*tasks: Task[Any], timetables: tuple[Timetable, ...] = ()) -> App:
     return App(
         "crash",
         source=JsonLines("in.jsonl", Reading),
         tasks=tasks,
+        timetables=timetables,
         sink=JsonLines("out.jsonl"),
         sinks={"pages": JsonLines("pages.jsonl")},
+        lookups={"weights": Csv("weights.csv", Weight, key="cid", reload_s=0.2)},
     )
 
 
@@ -165,3 +179,14 @@ def mixed() -> App:
 def timed() -> App:
     """The same with timers, whose times come soon enough for a stream that stands still."""
     return crash(*app.tasks, Silence(after_s=0.4))
+
+
+def clocked() -> App:
+    """The same with timers and timetables, which switch two tasks at every minute of the clock."""
+    return crash(
+        *timed().tasks,
+        timetables=(
+            Timetable("even", "Recent", start="*/2 * * * *", stop="1-59/2 * * * *"),
+            Timetable("third", "Silence", start="*/3 * * * *", stop="1-59/3 * * * *"),
+        ),
+    )

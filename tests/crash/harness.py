@@ -36,10 +36,11 @@ from secondpass import reference
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.live import recorded_change
 from secondpass.engine.outbox import decode_event_plain, type_name
-from secondpass.record import INTAKE, DeadLetter, Refused, Retry, Tick
+from secondpass.record import INTAKE, Change, DeadLetter, Refused, Retry, Tick
 from secondpass.reference import Tally
 from secondpass.state import live_cells
 from secondpass.store.database import Store
+from secondpass.store.format import CellCodec, unpack_cells
 from secondpass.store.spool import Command, Spool
 from secondpass.task import Task
 
@@ -47,7 +48,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent / "src" / "secondpass"
 NAME = "crash_app.py"
 ON_WORKERS, MIXED = f"{NAME}:on_workers()", f"{NAME}:mixed()"
-TIMED = f"{NAME}:timed()"
+TIMED, CLOCKED = f"{NAME}:timed()", f"{NAME}:clocked()"
 """The same app with all tasks on workers, and with some of them."""
 STREAMS = {"main": "out.jsonl", "pages": "pages.jsonl"}
 TASKS = crash_app.app.tasks
@@ -309,6 +310,10 @@ class Case:
         self.epoch_records = 50
         self.spec, self.options = NAME, tuple[str, ...]()
         self.tasks = TASKS
+        self.speed = ""
+        """So many times as fast runs the clock that timetables see."""
+        self.versions = 0
+        """Of the file of weights."""
         self.log_file = directory / "log.txt"
         self._states: dict[Any, Any] = {}
 
@@ -317,7 +322,17 @@ class Case:
         directory.mkdir(parents=True)
         shutil.copy(HERE / NAME, directory / NAME)
         (directory / "in.jsonl").write_bytes(b"".join(content))
-        return cls(directory, server)
+        case = cls(directory, server)
+        case.weigh()
+        return case
+
+    def weigh(self) -> None:
+        """Put the next version of the weights into the place of the last one."""
+        rows = [f"{w.cid},{w.factor}\n" for w in crash_app.weights(self.versions).values()]
+        new = self.directory / "weights.new"
+        new.write_text("".join(["cid,factor\n", *rows]))
+        new.rename(self.directory / "weights.csv")
+        self.versions += 1
 
     def copy(self, to: Path) -> Case:
         """The same case in another directory."""
@@ -325,6 +340,7 @@ class Case:
         twin = Case(to, self.server)
         twin.wants, twin.epoch_records, twin._states = dict(self.wants), self.epoch_records, self._states
         twin.spec, twin.options, twin.tasks = self.spec, self.options, self.tasks
+        twin.versions, twin.speed = self.versions, self.speed
         return twin
 
     def on_workers(self, spec: str = ON_WORKERS) -> Case:
@@ -335,6 +351,11 @@ class Case:
     def timed(self) -> Case:
         """Let the chain have timers from the beginning."""
         self.spec, self.tasks = TIMED, crash_app.timed().tasks
+        return self
+
+    def clocked(self) -> Case:
+        """Let the chain have timers, and timetables that switch tasks twenty times a second."""
+        self.spec, self.tasks, self.speed = CLOCKED, crash_app.clocked().tasks, "1200"
         return self
 
     def remove(self) -> None:
@@ -348,7 +369,7 @@ class Case:
 
     def start(self, *options: str, command: str = "run", **env: str) -> Process:
         """Start a command; its output goes to `log_file`."""
-        epochs = {"SECONDPASS_EPOCH_RECORDS": str(self.epoch_records)}
+        epochs = {"SECONDPASS_EPOCH_RECORDS": str(self.epoch_records), "SECONDPASS_TEST_CLOCK": self.speed}
         arguments = [command, self.spec, *self.options, *options]
         return self.server.start(self.directory, self.log_file, arguments, {**epochs, **env})
 
@@ -417,7 +438,11 @@ def _has_schema(directory: Path) -> bool:
         db.close()
 
 
-TICK = "tick"
+TICK, RELOAD, SWITCH = "tick", "reload", "switch"
+
+
+_TOLD = ("asked", "task", "time", "to")
+"""Tells one command, tick or reload from another at the same place."""
 
 
 class Asked(NamedTuple):
@@ -434,6 +459,8 @@ class _Check:
         self.case = case
         self.store = store
         self.wrong: list[str] = []
+        self.first = 0
+        """The version of the weights that was loaded before the first event."""
 
     def expect(self, what: str, found: Any, wanted: Any) -> None:
         if found != wanted:
@@ -443,7 +470,9 @@ class _Check:
         case, progress = self.case, self.store.progress
         data = (case.directory / "in.jsonl").read_bytes()
         records, ends = records_of(data)
-        asked = sorted([*self._asked(), *self._ticks()], key=lambda found: found.at)
+        asked = sorted(
+            [*self._asked(), *self._ticks(), *self._reloads(), *self._switches()], key=lambda found: found.at
+        )
         log = self._log(records, asked, progress.position)
         wanted = self._meaning(log, asked)
         self.expect("records read", len(log), progress.position)
@@ -483,6 +512,8 @@ class _Check:
             (k, {**d, "position": p})
             for p, k, d in self.store.history()
             if k in ("retry", "drop", "command", "left out")
+            and d.get("asked") != RELOAD
+            and not d.get("by", "").startswith("timetable ")
         ]
 
     def _asked(self) -> list[Asked]:
@@ -504,6 +535,41 @@ class _Check:
         ticks = [d for _, kind, d in self.store.history() if kind == "tick"]
         return [Asked(d["position"], TICK, Command("retry"), d) for d in ticks]
 
+    def _switches(self) -> list[Asked]:
+        """What timetables did: no switch twice, whatever became of it."""
+        found = [
+            (at, kind, details)
+            for at, kind, details in self.store.history()
+            if details.get("by", "").startswith("timetable ")
+        ]
+        due = [(d["by"], d["reason"].partition("due at ")[2].partition(";")[0]) for _, _, d in found]
+        self.expect("switches done once", sorted(due), sorted(set(due)))
+        return [Asked(at, SWITCH, Command(d["asked"]), d) for at, kind, d in found if kind == "command"]
+
+    def _reloads(self) -> list[Asked]:
+        """The weights that were loaded again, in the order of the file's versions."""
+        spec = type(self.case.tasks[3])._shape.lookups["weights"]
+        codec = CellCodec.of(spec.table)
+        held, version, found = dict[int, Any](), -1, list[Asked]()
+        for at, kind, details in self.store.history():
+            if kind != "loaded" and details.get("asked") != RELOAD:
+                continue
+            body = unpack_cells(details["cells"])
+            changed = dict(zip(codec.keys(body.keys), codec.entries(body.entries), strict=True))
+            held = {k: w for k, w in held.items() if k not in codec.keys(body.gone)} | spec.wake(changed)
+            version += 1
+            while version < self.case.versions and held != crash_app.weights(version):
+                version += 1
+            if version >= self.case.versions:
+                raise Mismatch(
+                    f"what was loaded at position {at} is none of the versions that are left: {held}"
+                )
+            if kind == "loaded":
+                self.first = version
+            else:
+                found.append(Asked(at, RELOAD, Command("retry"), {"to": held}))
+        return found
+
     def _log(self, records: list[Any], asked: list[Asked], position: int) -> list[Any]:
         """The log up to a position: the input with the commands in the places where history has them."""
         log: list[Any] = []
@@ -513,6 +579,9 @@ class _Check:
                 log.append(next(rest))
             if found.name == TICK:
                 log.append(Tick(found.details["time"]))
+                continue
+            if found.name == RELOAD:
+                log.append(Change("reload", "weights", found.details["to"]))
                 continue
             if found.command.kind != "retry":
                 log.append(recorded_change(found.details))
@@ -526,9 +595,12 @@ class _Check:
 
     def _meaning(self, log: list[Any], asked: list[Asked]) -> reference.Result:
         """What the plain loop makes of a log; kept, since an input only grows and many kills meet the same log."""
-        key = (len(log), tuple((found.at, found.name) for found in asked if found.at < len(log)))
+        what = [(f.at, f.name, {n: f.details.get(n) for n in _TOLD}) for f in asked if f.at < len(log)]
+        key = (self.first, len(log), str(what))
         if key not in self.case._states:
-            self.case._states[key] = reference.run(self.case.tasks, log)
+            self.case._states[key] = reference.run(
+                self.case.tasks, log, lookups={"weights": crash_app.weights(self.first)}
+            )
         return self.case._states[key]
 
     def _outputs(self, wanted: reference.Result, complete: bool) -> None:

@@ -12,6 +12,7 @@ What the environment asks for:
     SECONDPASS_TEST_COUNT   a file for the number of passes through each point, written at the end
     SECONDPASS_TEST_MUTATE  a named mistake, to see that the tests would notice it
     SECONDPASS_TEST_LIMIT   RLIMIT_FSIZE in bytes
+    SECONDPASS_TEST_CLOCK   so many times as fast timetables see the clock run
     SECONDPASS_TEST_LOG     the size of a segment of the log, which is looked at for what may leave after each epoch
 
 System calls have the points `sys.WHERE.CALL.before`, `.torn` (half of a write is done) and `.after`:
@@ -31,6 +32,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,13 @@ import apsw
 
 import secondpass.cli
 from secondpass import failpoints
-from secondpass.engine import outbox, pacer, pushed
+from secondpass.engine import outbox, pacer, pushed, timetables
 from secondpass.failpoints import failpoint
 from secondpass.store import database, fold, log
 
-FAIL, STOP, TRACE, COUNT, MUTATE, LIMIT, LOG = (
-    f"SECONDPASS_TEST_{name}" for name in ("FAIL", "STOP", "TRACE", "COUNT", "MUTATE", "LIMIT", "LOG")
+FAIL, STOP, TRACE, COUNT, MUTATE, LIMIT, LOG, CLOCK = (
+    f"SECONDPASS_TEST_{name}"
+    for name in ("FAIL", "STOP", "TRACE", "COUNT", "MUTATE", "LIMIT", "LOG", "CLOCK")
 )
 
 
@@ -246,6 +249,16 @@ MISTAKES = {
 }
 
 
+class Clock:
+    """Stands in for the module `time`: the clock of the wall, running faster."""
+
+    def __init__(self, speed: float) -> None:
+        self._speed = speed
+
+    def time(self) -> float:
+        return 1.79e9 + (time.time() - 1.79e9) * self._speed
+
+
 # ---------------------------------------------------------------- one command
 
 
@@ -266,6 +279,8 @@ def run(arguments: list[str]) -> int:
     outbox.SYNC_EVERY_S, outbox.SYNC_EVERY_BYTES = 3600.0, 20_000  # by bytes: the same in every run
     if os.environ.get(LOG):
         log.SEGMENT_BYTES, pushed.RETAIN_EVERY_S = int(os.environ[LOG]), 0.0
+    if os.environ.get(CLOCK):
+        timetables.time = Clock(float(os.environ[CLOCK]))  # type: ignore[assignment]
     if (
         counts
         or os.environ.get(TRACE)

@@ -53,11 +53,12 @@ class Drawn:
         # Most of the time until a run ends; at times so little that even recovery is cut off.
         self.delay_s = rng.choice((0.03, 0.15, 0.3))
         self.spec = rng.choice((ON_WORKERS, ON_WORKERS, MIXED))
+        self.by_time = rng.choice(("", "", "timers", "timers and timetables"))
         self.log: list[str] = []
 
     def __str__(self) -> str:
         return (
-            f"{self.spec}, {self.records} records, epochs of {self.epoch_records}, {self.commands} commands; "
+            f"{self.spec} {self.by_time}, {self.records} records, epochs of {self.epoch_records}, {self.commands} commands; "
             f"{'; '.join(self.log[-12:])}"
         )
 
@@ -78,7 +79,9 @@ def killed(process: Process, after_s: float) -> bool:
 
 
 def ask_something(case: Case, rng: random.Random, drawn: Drawn) -> None:
-    """Now and then leave a command for a dead letter in the spool."""
+    """Now and then change the weights, or leave a command for a dead letter in the spool."""
+    if rng.random() < 0.3:
+        case.weigh()
     if drawn.commands == 0 or rng.random() < 0.5 or not (case.store / "store.db").exists():
         return
     try:
@@ -101,9 +104,18 @@ def ask_something(case: Case, rng: random.Random, drawn: Drawn) -> None:
     case.ask(rng.choice((Command("retry", number, event), Command("drop", number))))
 
 
+def by_time(case: Case, drawn: Drawn) -> None:
+    """Let the app have timers, and timetables, where that was drawn."""
+    if drawn.by_time == "timers":
+        case.timed()
+    elif drawn.by_time:
+        case.clocked()
+
+
 def kill_until_it_ends(case: Case, rng: random.Random, drawn: Drawn, wanted: int) -> int:
     """Start and kill the app until a run comes to its end; gives the number of kills."""
     case.epoch_records = drawn.epoch_records
+    by_time(case, drawn)
     kills = 0
     while kills < wanted:
         delay_s = rng.uniform(0, drawn.delay_s)
@@ -228,6 +240,8 @@ def test_a_followed_input_survives_kills_while_it_is_written(
         case = Case.make(tmp_path / str(apps), server, [])
         if number % 2:
             case.on_workers(drawn.spec)
+        else:
+            by_time(case, drawn)
         readers = [Reader(case.directory / name) for name in ("out.jsonl", "pages.jsonl")]
         try:
             made += _follow(case, rng, drawn, readers, min(15, share_of(number) - made))

@@ -11,7 +11,7 @@ import cases
 import engine_runs
 import pytest
 
-CASES = int(os.environ.get("SECONDPASS_DIFFERENTIAL_CASES") or 800)
+CASES = int(os.environ.get("SECONDPASS_DIFFERENTIAL_CASES") or 2000)
 PARTS = 20  # so that several workers share them
 
 

@@ -72,6 +72,32 @@ class Wrong(Task[Seen]):
         raise ValueError("not this one")
 
 
+class Known(Task[Seen]):
+    """Says what it remembers of others, and writes now and then."""
+
+    window_s: float = 3.0
+    last = table(int, float, ttl_s="window_s")
+    whole = table(int, list[int], factory=list, ttl_s="window_s")
+
+    def handle(self, event: Seen) -> Seen:
+        draw = self.random.randrange
+        asked, written = draw(150), draw(150)
+        by = f"{self.last.get(asked)} {asked in self.whole}"
+        if event.n % 3:
+            self.last[written] = event.time
+            self.whole[written] = [event.n]
+        elif event.n % 9 == 0:
+            self.last.pop(written, None)
+        return event.replace(by=f"{by};")
+
+
+class KnownToo(Known):
+    """Other code for the same state."""
+
+    def handle(self, event: Seen) -> Seen:
+        return super().handle(event).replace(by="too")
+
+
 def seen(count: int) -> list[Seen]:
     return [Seen(n=n, time=n / 10) for n in range(count)]
 

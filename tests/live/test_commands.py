@@ -19,7 +19,10 @@ from secondpass.engine.outbox import decode_events
 from secondpass.errors import ChangeRefused
 from secondpass.store.reader import StoreReader
 
-KINDS = ("start", "stop", "set", "add", "remove", "replace", "drop-state")
+KINDS = (
+    *("start", "stop", "set", "add", "remove", "drop-state") * 3,
+    "replace",
+)  # of which each has its trial, a process
 CHAIN = (First(), Count(), Marked())
 
 

@@ -19,7 +19,7 @@ PACKAGE = "secondpass"
 # `*` stands for any modules of the folder, `secondpass` for the package's own __init__.
 FLOORS: list[tuple[str, ...]] = [
     ("errors", "failpoints", "amounts"),
-    ("codec", "event", "state", "timers", "task", "tasklog", "record", "step", "change"),
+    ("codec", "event", "state", "lookups", "timers", "task", "tasklog", "record", "step", "change"),
     ("timetable", "app", "loading", "reference", "feeder"),
     ("connectors", "connectors.*", "store", "store.*"),
     ("engine", "engine.*"),

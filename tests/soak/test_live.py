@@ -29,6 +29,7 @@ from secondpass.engine.live import recorded_change
 from secondpass.engine.outbox import decode_event, decode_events
 from secondpass.engine.pushed import LogSource
 from secondpass.store.database import Store
+from secondpass.store.log import standing
 from secondpass.store.spool import Command, Spool
 
 EVENTS = int(os.environ.get("SECONDPASS_LIVE_EVENTS") or 8_000)
@@ -74,6 +75,11 @@ class Running:
                 self.feeds[name] = self._start(
                     "-c", FEED, str(self.store), name, count, str(self.acked(name))
                 )
+
+    def share(self) -> float:
+        """How much of all events is in the log."""
+        found = standing(self.store)
+        return 0.0 if found is None else found.durable / EVENTS
 
     def acked(self, name: str) -> Path:
         return self.folder / f"{name}.acked"
@@ -152,15 +158,22 @@ def test_what_is_pushed_is_done_once_whatever_is_commanded_and_killed(
             assert time.monotonic() < until, running.said()
             time.sleep(0.01)
         spool, control = Spool(running.store), Control(running.store)
+        paused = False
         while len(running.fed) < FEEDS or asked < COMMANDS or kills < KILLS:
             assert time.monotonic() < until, (
                 f"{running.fed}, {asked} commands, {kills} kills\n{running.said()}"
             )
             running.look()
-            if asked < COMMANDS and rng.random() < 0.5:
-                spool.put(command(rng))
+            share = 1.0 if len(running.fed) == FEEDS else running.share()  # all along the stream
+            if paused:
+                spool.put(Command("resume"))
+                paused = False
+            elif asked < COMMANDS * share and rng.random() < 0.7:
+                asking = command(rng)
+                spool.put(asking)
                 asked += 1
-            if kills < KILLS and rng.random() < KILLS / COMMANDS / 2:
+                paused = asking.kind == "pause"
+            if kills < KILLS * share and rng.random() < 0.5:
                 running.kill_one(rng)
                 kills += 1
             time.sleep(rng.uniform(0, 0.1))

@@ -100,7 +100,7 @@ def test_a_full_disk_is_told_from_other_failures(opened: Callable[[], Kept]) -> 
 def test_an_error_of_sqlite_says_what_it_means(
     error: apsw.Error, raised: type[StoreError], said: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(kept.store, "_put_deltas", fail)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from store_kit import CODECS, LAST, SEEN, Kept, value
 
 from secondpass.store import fold
-from secondpass.store.database import Store
+from secondpass.store.database import NewChain, Store
 from secondpass.store.format import FILE
 
 keys = st.integers(0, 40)
@@ -143,6 +144,14 @@ def test_a_large_table_is_folded_without_a_long_commit(kept: Kept) -> None:
     assert kept.store.progress.generation >= 2
     # A slice is in proportion to the epoch, not to the table.
     assert 0 < max(rows[10:]) < 20 * max(rows[1], 8_000)
+
+
+def test_no_command_begins_a_fold_which_takes_longer_the_larger_a_table_is(kept: Kept) -> None:
+    store = kept.store
+    kept.commit({n: 0.5 for n in range(200_000)})  # noqa: C420
+    for chain, generation in ((NewChain([], {}, [], {}), 0), (None, 1)):
+        store.commit(msgspec.structs.replace(store.progress), {}, [], [], chain=chain)
+        assert store.progress.generation == generation
 
 
 def test_what_a_fold_left_behind_when_it_was_cut_short_goes(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from secondpass import Event, Task, output, table, value
+from secondpass.change import Aside, Link, changed
 from secondpass.errors import ChangeRefused
 from secondpass.testing import Change, run
 
@@ -113,16 +114,66 @@ def test_settings_change_from_one_event_to_the_next() -> None:
     ]
 
 
-def test_a_longer_time_to_live_brings_nothing_back() -> None:
-    class Lasting(Task[Seen]):
-        ttl_s: float = 1.0
-        last = table(int, float, ttl_s="ttl_s")
+class Lasting(Task[Seen]):
+    ttl_s: float = 1.0
+    last = table(int, float, ttl_s="ttl_s")
 
-        def handle(self, event: Seen) -> None:
-            self.last[event.n] = event.time
+    def handle(self, event: Seen) -> None:
+        self.last[event.n] = event.time
 
-    result = run(Lasting(), [*seen(1), 5.0, Change("set", "Lasting", Lasting(ttl_s=100.0)), *seen(6)])
-    assert result.state("Lasting") == {"last": {6: 6.0}}
+
+LONGER = Lasting(ttl_s=100.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stays"),
+    [
+        ([Change("set", "Lasting", LONGER)], {4: 4.0}),
+        ([Change("replace", "Lasting", LONGER)], {4: 4.0}),
+        ([Change("remove", "Lasting"), Change("add", "Lasting", LONGER)], {4: 4.0}),
+        ([Change("set", "Lasting", Lasting(ttl_s=0.5)), Change("set", "Lasting", LONGER)], {}),
+    ],
+)
+def test_a_longer_time_to_live_brings_nothing_back(changes: list[Change], stays: dict[int, float]) -> None:
+    result = run(Lasting(), [*seen(1, 4), 4.75, *changes, *seen(6)])
+    assert result.state("Lasting") == {"last": {**stays, 6: 6.0}}
+
+
+class Twofold(Lasting):
+    more = table(int, float, ttl_s="ttl_s")
+
+
+def test_a_task_returns_with_what_is_left_of_its_state_after_a_part_was_dropped() -> None:
+    drop = Change("drop", "Twofold", state="more")
+    log = [
+        *seen(1, 4),
+        4.75,
+        Change("remove", "Twofold"),
+        drop,
+        Change("add", "Twofold", Twofold(ttl_s=100.0)),
+        5.0,
+    ]
+    assert run(Twofold(), log).state("Twofold") == {"last": {4: 4.0}, "more": {}}
+
+
+class Unseen(dict[Any, Any]):
+    """Cells at which nobody may look."""
+
+    def _looked(self, *_: Any) -> Any:
+        raise AssertionError("a command looked at the cells")
+
+    __iter__ = __getitem__ = get = items = keys = values = copy = _looked
+
+
+@pytest.mark.parametrize("kind", ["set", "replace", "add"])
+def test_a_command_looks_at_no_cell_to_make_a_time_to_live_longer(kind: Any) -> None:
+    cells, put_aside = Unseen({1: (1.0, 1.0)}), dict[str, Aside]()
+    chain = [Link(Lasting(), {"last": cells})]
+    if kind == "add":
+        chain = changed(chain, put_aside, Change("remove", "Lasting"), 0, 9.0)
+    (after,) = changed(chain, put_aside, Change(kind, "Lasting", LONGER), 1, 9.0)
+    assert after.cells["last"] is cells
+    assert after.outlived == {"last": 1.0}
 
 
 def test_a_task_comes_in_where_it_is_told_and_leaves_with_its_state() -> None:

@@ -4,15 +4,29 @@ from typing import Any
 
 import pytest
 
-from secondpass import Task, output, table, value
+from secondpass import Task, lookup, output, table, value
 from secondpass.errors import DefinitionError
 from secondpass.task import FunctionTask
 
-NAMES = ("advance", "count", "handle", "log", "name", "now", "options", "position", "random", "setup")
+NAMES = (
+    "advance",
+    "count",
+    "handle",
+    "log",
+    "name",
+    "now",
+    "options",
+    "position",
+    "random",
+    "setup",
+    "with_lookups",
+)
 
 
 @pytest.mark.parametrize(
-    "declared", [table(int, int), value(int, 0), output()], ids=["table", "value", "output"]
+    "declared",
+    [table(int, int), value(int, 0), output(), lookup(int, int)],
+    ids=["table", "value", "output", "lookup"],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_state_cannot_take_a_name_that_every_task_has(name: str, declared: Any) -> None:

@@ -81,6 +81,8 @@ def _what(kind: str, entry: dict[str, Any]) -> str:
         return f"verdict on an event of {entry['task']}"
     if kind == "command":
         return in_words(entry)
+    if kind == "loaded":
+        return f"lookup {entry['lookup']} loaded, {text.plural(entry['rows'], 'row')}"
     if kind in ("retry", "drop"):
         return f"{kind} dead letter {entry['letter']}"
     if kind not in ("left out", "timetable"):
@@ -92,6 +94,8 @@ def _what(kind: str, entry: dict[str, Any]) -> str:
 def in_words(entry: dict[str, Any]) -> str:
     """A command to the chain or to the app, as one would give it."""
     asked, task = entry["asked"], entry.get("task", "")
+    if asked == "reload":
+        return f"lookup {task} loaded again"
     if asked == "set" and "was" in entry:
         now = entry["to"]["settings"]
         changed = ", ".join(f"{n} {line(was)} -> {line(now[n])}" for n, was in entry["was"].items())

@@ -40,11 +40,16 @@ class Reached(NamedTuple):
 def report_of(app: App, task: Task[Any], limit: int) -> ScheduleReport:
     """The dependency order of a task's first events."""
     from secondpass.cli.ways import quietly
+    from secondpass.engine.lookups import held_now
     from secondpass.engine.schedule import Schedule
+    from secondpass.lookups import contents_of
+    from secondpass.task import look_into
 
-    step = _set_up(task)
+    held = held_now(app)
+    contents = contents_of([task], held)
+    step = _set_up(look_into(task, contents))
     with quietly():
-        reached = _reaching(app, task, limit)
+        reached = _reaching(app, task, limit, held)
         found = [_keys(step, one) for one in reached]
     order = Schedule()
     order.add([keys for keys, _ in found])
@@ -91,7 +96,7 @@ def _set_up(task: Task[Any]) -> Step:
         raise SetupFailed(f"task {task.name}: setup() failed: {error_text(error)}", task=task.name) from error
 
 
-def _reaching(app: App, task: Task[Any], limit: int) -> list[Reached]:
+def _reaching(app: App, task: Task[Any], limit: int, held: dict[str, dict[Any, Any]]) -> list[Reached]:
     """The first events that reach a task: the plain loop over the tasks before it."""
     from secondpass import reference
     from secondpass.cli import ways
@@ -116,7 +121,8 @@ def _reaching(app: App, task: Task[Any], limit: int) -> list[Reached]:
     while True:
         found.clear()
         try:
-            result = reference.run([*before, Probe().options(name=f"before {task.name}")], log[:taken])
+            probe = Probe().options(name=f"before {task.name}")
+            result = reference.run([*before, probe], log[:taken], lookups=held)
         except SecondpassError:
             raise
         except Exception as error:  # whatever handle raises is caught there

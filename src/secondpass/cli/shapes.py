@@ -189,6 +189,16 @@ class HolderReport(Shape):
     since: str | None
 
 
+class LookupReport(Shape):
+    """What a lookup holds."""
+
+    name: str
+    rows: int
+    source: str
+    position: Annotated[int, says("from which on it holds that")]
+    at: Annotated[float | None, says("when it was loaded, seconds since 1970")]
+
+
 class StoreReport(Shape):
     """Where an app stands."""
 
@@ -209,6 +219,7 @@ class StoreReport(Shape):
     streams: list[StreamReport] = []
     sources: list[SourceReport] = []
     functions: Annotated[list[FunctionReport], says("the functions that are sources")] = []
+    lookups: list[LookupReport] = []
     dead_letters: Annotated[dict[str, int], says("by status: open, sent, dropped")] = {}
     commands_waiting: Annotated[int, says("commands that no run has done yet")] = 0
 
@@ -297,8 +308,11 @@ class HistoryLine(Shape):
     """Something that was done to an app: a line of `history --json`."""
 
     kind: Annotated[
-        Literal["start", "command", "left out", "timetable", "retry", "drop", "verdict"],
-        says("`left out`: a command that was refused; `timetable`: a switch that changed nothing"),
+        Literal["start", "command", "left out", "timetable", "retry", "drop", "verdict", "loaded"],
+        says(
+            "`left out`: a command that was refused; `timetable`: a switch that changed nothing; `loaded`: a lookup, "
+            "before the first event (a reload is a command)"
+        ),
     ]
     position: int
     at: Annotated[float | None, says("seconds since 1970; null where the store does not know")]

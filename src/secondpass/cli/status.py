@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -22,6 +22,7 @@ from secondpass.cli.run_report import function_table, place_of, place_table
 from secondpass.cli.shapes import (
     FunctionReport,
     HolderReport,
+    LookupReport,
     SourceReport,
     StatusReport,
     StoreReport,
@@ -30,6 +31,9 @@ from secondpass.cli.shapes import (
     document,
 )
 from secondpass.errors import StoreError
+
+if TYPE_CHECKING:
+    from secondpass.store.reader import StoreReader
 
 
 @click.command(context_settings=HELP)
@@ -108,6 +112,7 @@ def report_of(directory: Path) -> StoreReport:
                 _source(place, app.get("file"), directory) for place in progress.sources if place is not None
             ],
             functions=_functions(directory, running=holder is not None),
+            lookups=_lookups(store),
             dead_letters=letters,
             commands_waiting=len([c for c in Spool(directory).waiting() if c[0] not in progress.commands]),
         )
@@ -157,6 +162,28 @@ def _functions(directory: Path, *, running: bool) -> list[FunctionReport]:
         if not running and function.state != "ended":
             function.state, function.again_at, function.pid = "stopped", None, None
     return found
+
+
+def _lookups(store: StoreReader) -> list[LookupReport]:
+    """What was loaded last of each lookup that the chain has."""
+    declared = {name for task in store.meta("chain") or () for name in task.get("lookups", ())}
+    found: dict[str, LookupReport] = {}
+    loads = [(position, details["lookup"], details) for _, position, details in store.history_of("loaded")]
+    loads += [
+        (position, details["task"], details)
+        for _, position, details in store.history_of("command")
+        if details["asked"] == "reload"
+    ]
+    for position, name, details in sorted(loads, key=lambda load: load[0]):
+        if name in declared:
+            found[name] = LookupReport(
+                name=name,
+                rows=details["rows"],
+                source=details["by"],
+                position=position,
+                at=details["at"],
+            )
+    return list(found.values())
 
 
 def _log(offset: Any, taken: int, directory: Path) -> SourceReport:
@@ -245,6 +272,10 @@ def _details(report: StoreReport) -> list[str]:
     if report.file is not None:
         rows.append(("app", shown(report.file)))
     rows += [("source", f"{shown(s.name)}{_how_far(s)}") for s in report.sources]
+    for found in report.lookups:
+        since = f"loaded {_since(found.at)}, position {text.count(found.position)}"
+        told = f"{found.name}: {text.plural(found.rows, 'row')} of {shown(found.source)}, {since}"
+        rows.append(("lookup", told))
     letters = report.dead_letters
     if letters:
         told = ", ".join(f"{text.count(letters[s])} {s}" for s in ("open", "sent", "dropped") if s in letters)

@@ -32,10 +32,12 @@ from secondpass.cli.apps import load_app
 from secondpass.connectors.contract import Batch
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.intake import Intake
+from secondpass.engine.lookups import held_now
 from secondpass.engine.pushed import sources_of
 from secondpass.engine.recipe import NotPortable, recipe_for
 from secondpass.engine.run import run_app
 from secondpass.errors import TaskError, UsageError
+from secondpass.lookups import Loaded
 from secondpass.record import DeadLetter, Refused
 
 if TYPE_CHECKING:
@@ -201,7 +203,9 @@ class Cut:
 def plain_loop(app: App, log: Sequence[Any], intake_time: float) -> Trace:
     """What the log means."""
     with quietly():
-        result = reference.run(app.tasks, log, intake_time=intake_time, enforce_keys=True)
+        result = reference.run(
+            app.tasks, log, intake_time=intake_time, enforce_keys=True, lookups=held_now(app)
+        )
     stopped = result.stopped
     return Trace(
         input=list(map(_record_crc, log)),
@@ -222,6 +226,7 @@ def engine(
     twin = copy.copy(app)
     source = Recorded(log)
     twin.sources, twin.sinks = (source,), {}
+    twin.lookups = {name: Loaded(held.copy) for name, held in held_now(app).items()}
     hubs: list[Hub] = []
 
     def started(hub: Hub) -> None:

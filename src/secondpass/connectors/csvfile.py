@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from secondpass.connectors.jsonlines import MAX_LINE_BYTES, check_options, check_type
 from secondpass.connectors.maker import TimeUnit, check_declared
 from secondpass.errors import SettingsError
+from secondpass.lookups import checked_key, checked_reload_s
 
 if TYPE_CHECKING:
     from secondpass.connectors.contract import Reader, Sink
@@ -29,7 +30,8 @@ class Csv:
     cell is None where the type allows it, else the default where there is one; a tuple, a mapping or a struct is
     JSON in its cell. Without a type cells stay text, except that a numeric `time` becomes a float.
     `delimiter` separates the cells; the other options are those of `JsonLines`, `max_line_bytes` being the
-    limit of a row. As a sink it writes None as an empty cell, and refuses outputs with fields that the first
+    limit of a row. As a lookup it needs a `key`, the field or the fields that tell rows apart, and is read again every
+    `reload_s` seconds. As a sink it writes None as an empty cell, and refuses outputs with fields that the first
     one did not have. Raises `DefinitionError` and `SettingsError` as `JsonLines` does.
     """
 
@@ -43,6 +45,8 @@ class Csv:
         time_unit: TimeUnit = "s",
         max_line_bytes: int = MAX_LINE_BYTES,
         name: str | None = None,
+        key: str | tuple[str, ...] | None = None,
+        reload_s: float | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self.type: Any = type
@@ -51,6 +55,8 @@ class Csv:
         self.max_line_bytes = max_line_bytes
         self.delimiter = delimiter
         self.name = self.path if name is None else name
+        self.key = checked_key(key)
+        self.reload_s = checked_reload_s(reload_s)
         check_declared(type, time_unit)
         check_type(type, repr(self))
         check_options(self.path, follow, max_line_bytes)

@@ -11,6 +11,7 @@ import msgspec
 from secondpass import codec
 from secondpass.connectors.maker import TimeUnit, check_declared
 from secondpass.errors import DefinitionError, SettingsError
+from secondpass.lookups import checked_key, checked_reload_s
 
 if TYPE_CHECKING:
     from secondpass.connectors.contract import Reader, Sink
@@ -32,7 +33,8 @@ class JsonLines:
     is an `Event` class, or a union of tagged ones; without it events are read-only mappings. `follow`
     waits for more at the end and goes with a log through its rotations. `time_unit` is the unit of the
     input's `time`. Lines beyond `max_line_bytes` are set aside. `name` identifies the source in
-    messages and in the store where the path should not. Raises `DefinitionError` for a type that cannot be
+    messages and in the store where the path should not. As a lookup it needs a `key`, the field or the fields that
+    tell lines apart, and is read again every `reload_s` seconds. Raises `DefinitionError` for a type that cannot be
     decoded and `SettingsError` for options that do not fit.
     """
 
@@ -45,6 +47,8 @@ class JsonLines:
         time_unit: TimeUnit = "s",
         max_line_bytes: int = MAX_LINE_BYTES,
         name: str | None = None,
+        key: str | tuple[str, ...] | None = None,
+        reload_s: float | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self.type: Any = type
@@ -52,6 +56,8 @@ class JsonLines:
         self.time_unit: TimeUnit = time_unit
         self.max_line_bytes = max_line_bytes
         self.name = self.path if name is None else name
+        self.key = checked_key(key)
+        self.reload_s = checked_reload_s(reload_s)
         check_declared(type, time_unit)
         check_options(self.path, follow, max_line_bytes)
         check_type(type, repr(self))

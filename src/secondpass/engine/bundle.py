@@ -4,8 +4,8 @@
     answer      number, what became of each event, changed cells, changed values
 
 Both are msgpack arrays. Events and cells equal their decoded encoding (rule 2), so nothing is lost on the way.
-An event that is passed on as it came, or dropped, takes one byte of the answer. Large arrays of events lie beside
-(`Parcel`), and are decoded where they lie.
+An event that is passed on as it came, or dropped, takes one byte of the answer. Large arrays of events, and large cells,
+lie beside (`Parcel`), and are decoded where they lie.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from typing import Any
 
 import msgspec
 
-from secondpass.codec import codec_for, found_beside, pack_beside, unpack
+from secondpass.codec import BESIDE_FROM, Large, codec_for, found_beside, pack_beside, unpack
 from secondpass.engine.executor import Parcel
 from secondpass.engine.names import find_type, type_name
 from secondpass.event import untyped
+from secondpass.store.format import CellCodec
+
+LOOKUPS = -1
+"""Stands for a task's index: the bundle brings what lookups hold, for all tasks."""
 
 KEYED, WHOLE, KEPT = 0, 1, 2
 """What cells a bundle brings: those of its keys; all of the task's; none, the worker has all from the one before."""
@@ -56,8 +60,9 @@ class Bundle(msgspec.Struct, array_like=True):
     keys: Raw
     """The keys that each event may touch, in a keyed bundle of a task with state; see `encode_keys`."""
     cells: dict[str, tuple[Raw, Raw]]
-    """By table: keys, and entries at rest."""
-    values: dict[str, bytes]
+    """By table: keys, and entries at rest. By lookup, of one that brings those: its cells, or those that changed."""
+    values: dict[str, Any]
+    """By value: its bytes. By lookup that brings what changed: the keys that are gone."""
 
 
 class More(msgspec.Struct, array_like=True):
@@ -83,7 +88,7 @@ class Answer(msgspec.Struct, array_like=True):
     more: list[More]
     cells: dict[str, tuple[Raw, Raw, Raw]]
     """By table: keys that changed with their entries, and keys that are gone."""
-    values: dict[str, bytes]
+    values: dict[str, Any]
     setup_error: tuple[str, str] | None = None
     """The task's `setup()` raised: text and traceback."""
 
@@ -137,6 +142,37 @@ def _one_decoder(name: str | None, beside: Beside = ()) -> Callable[[Raw], Any]:
 
 _kept_list_decoder = functools.lru_cache(maxsize=1024)(_list_decoder)
 _kept_one_decoder = functools.lru_cache(maxsize=1024)(_one_decoder)
+
+
+def lay_beside(entries: list[Any], codec: CellCodec) -> list[Any]:
+    """Entries at rest in a form of which `parcel` leaves the large ones beside."""
+    if not codec.objects:
+        return entries
+    if codec.ttl:
+        return [entry if len(entry[0]) < BESIDE_FROM else (Large(entry[0]), entry[1]) for entry in entries]
+    return [entry if len(entry) < BESIDE_FROM else Large(entry) for entry in entries]
+
+
+def entries_of(raw: Raw, codec: CellCodec, beside: Beside) -> list[Any]:
+    """The inverse: what lay beside is a view of it."""
+    if not beside or not codec.objects:
+        return codec.entries(raw)
+    found: list[Any] = msgspec.msgpack.Decoder(list[Any], ext_hook=found_beside(beside)).decode(raw)
+    return [(rest, written) for rest, written in found] if codec.ttl else found
+
+
+def values_beside(values: dict[str, bytes]) -> dict[str, Any]:
+    """As `lay_beside`, of values by name."""
+    return {name: rest if len(rest) < BESIDE_FROM else Large(rest) for name, rest in values.items()}
+
+
+def values_of(values: dict[str, Any], beside: Beside) -> dict[str, Any]:
+    """The inverse."""
+    find = found_beside(beside)
+    return {
+        name: find(rest.code, memoryview(rest.data)) if isinstance(rest, msgspec.msgpack.Ext) else rest
+        for name, rest in values.items()
+    }
 
 
 def encode_keys(keys: list[frozenset[Any]], *, plain: bool) -> Any:

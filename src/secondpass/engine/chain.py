@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import Any
 
@@ -16,6 +16,7 @@ from secondpass.engine.placement import Placement
 from secondpass.engine.stage import Again, Cut, Passed, Stage
 from secondpass.engine.summary import merge_tally
 from secondpass.engine.timed import Soon, Timed
+from secondpass.lookups import Contents
 from secondpass.record import INTAKE, DeadLetter, Late, Refused
 from secondpass.reference import Tally
 
@@ -26,8 +27,16 @@ Parts = list[tuple[int, list[Passed]]]
 class Chain:
     """The stages of an app, in order, and where they run."""
 
-    def __init__(self, stages: list[Stage], crew: Crew | None = None, streams: Streams | None = None) -> None:
+    def __init__(
+        self,
+        stages: list[Stage],
+        crew: Crew | None = None,
+        streams: Streams | None = None,
+        lookups: Mapping[str, Contents[Any, Any]] | None = None,
+    ) -> None:
         self.crew = crew
+        self.lookups: Mapping[str, Contents[Any, Any]] = lookups or {}
+        """What the tasks look into."""
         self._streams = streams or {}
         self._lead_s = 0.0
         """How far ahead of the stream's time timers were set when that was last looked at."""

@@ -1,6 +1,7 @@
 """Commands to a running chain: made ready beside the stream, done between two events, in one commit.
 
     prepare     load, set up, try on the last events: beside the stream, in threads and processes of its own
+    reclaim     delete what a longer time to live would bring back: a little between two epochs
     apply       at one position: the new chain, its state and the command's record, durable together
 
 What cannot be done is refused, with the reason, and the chain runs on as it was.
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from secondpass.app import App, as_task
-from secondpass.change import Aside, Link, changed, index_of
+from secondpass.change import Aside, Link, changed, index_of, outlived, times_to_live
 from secondpass.engine.chain import Chain
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.crew import Crew
@@ -22,21 +23,22 @@ from secondpass.engine.live import KINDS, task_of
 from secondpass.engine.overlay import Delta
 from secondpass.engine.placement import never_inline
 from secondpass.engine.recipe import NotPortable, apps_at_rest
+from secondpass.engine.reclaim import Reclaim
 from secondpass.engine.stage import Stage
 from secondpass.engine.trial import Trial
 from secondpass.errors import ChangeRefused, SecondpassError
 from secondpass.loading import load_again
-from secondpass.record import Change, error_text
+from secondpass.lookups import LookupSpec
+from secondpass.record import NEW_TASK, Change, error_text
 from secondpass.state import MISSING
 from secondpass.step import CAUGHT, Step
 from secondpass.store.database import NewChain, Store
-from secondpass.store.reader import Unreadable
+from secondpass.store.reader import StoreReader, Unreadable
 from secondpass.store.spool import PREPARATION_LIMIT_S, Command
-from secondpass.task import Task, accepts, code_of, describe, source_has_changed, with_settings
+from secondpass.task import Task, accepts, code_of, describe, look_into, source_has_changed, with_settings
 
 TO_CHAIN = ("start", "stop", "set", "add", "remove", "replace", "drop-state")
 """The commands that change the chain."""
-NEW_TASK = ("set", "add", "replace")
 TRIAL_LIMIT_S = 60.0
 
 CrewMaker = Callable[[App], Crew | None]
@@ -61,6 +63,8 @@ class Preparation:
         self.crew: Crew | None = None
         self.app = app
         self.details: dict[str, Any] = {}
+        self.left: Aside | None = None
+        """What a task that comes in had put aside."""
         self._chain = chain
         self._store = store
         self._make_crew = make_crew
@@ -95,6 +99,9 @@ class Preparation:
         try:
             self.change = self._change()
             at = index_of(self._links, self.change)
+            if self.change.kind == "add":
+                self.left = _left_by(self.change, self._chain.put_aside, self._store)
+                _bring_back(self.left, self.change.to, self._store)
             if self.change.to is not None:
                 self._make_ready(self.change.to)
             elif self.change.kind == "start" and at is not None:
@@ -128,6 +135,24 @@ class Preparation:
 
     def _new_task(self) -> Task[Any]:
         """The task that a command brings in, from wherever it says."""
+        task, held = self._found_task(), self._chain.lookups
+        for name, spec in type(task)._shape.lookups.items():
+            if name not in held:
+                raise ChangeRefused(
+                    f"{task.name} looks into {name}, which the running app has not loaded; stop the app and run it again"
+                )
+            self._refuse_other_lookup(name, spec)
+        return look_into(task, held)
+
+    def _refuse_other_lookup(self, name: str, spec: LookupSpec) -> None:
+        for link in self._links:
+            known = type(link.task)._shape.lookups.get(name)
+            if known is not None and known.describe() != spec.describe():
+                raise ChangeRefused(
+                    f"the lookup {name} is declared with other types in {link.name}; stop the app and run it again"
+                )
+
+    def _found_task(self) -> Task[Any]:
         command, given = self.command, self._given
         if command.kind == "set":
             old = self._old(command.task)
@@ -207,6 +232,23 @@ class Preparation:
         if self.crew is None or not never_inline(task):
             self.step = Step(task, {}, {})
 
+    def reclaim(self) -> Reclaim:
+        """What has to be deleted before its position: cells that a longer time to live would bring back."""
+        change, found = self.change, dict[Any, tuple[dict[Any, Any], float]]()
+        assert change is not None
+        if change.kind in ("set", "replace"):
+            old = next(link for link in self._links if link.name == change.task)
+            ttl_s = outlived(type(old.task)._shape.state(), times_to_live(old.task), change.to)
+            found = {(old.name, name): (old.cells[name], before_s) for name, before_s in ttl_s.items()}
+        elif self.left is not None:
+            ttl_s, cells = outlived(self.left.declared, self.left.ttl_s, change.to), self.left.cells
+            found = {
+                (change.task, name): (cells[name], before_s)
+                for name, before_s in ttl_s.items()
+                if name in cells
+            }
+        return Reclaim(found)
+
     def give_up(self) -> None:
         """It is refused at the last moment: what was made ready goes."""
         if self.crew is not None:
@@ -224,8 +266,9 @@ class Applied:
         self._chain = chain
         before, position, now = chain.links, store.progress.position, store.progress.now
         self.put_aside = dict(chain.put_aside)
-        if change.kind in ("add", "remove", "drop"):
-            _bring_back(self.put_aside, change, store)
+        known = _left_by(change, chain.put_aside, store) if change.kind in ("remove", "drop") else found.left
+        if known is not None and known.declared:
+            self.put_aside[change.task] = known
         left = self.put_aside.get(change.task)
         self._left = (
             Aside({}, {}, {}, {})
@@ -265,9 +308,7 @@ class Applied:
                 base = self._new[full] = {}
             elif old is None:
                 self._new[full] = base
-            if name in link.expired:
-                self.deltas[full] = Delta({}, set(link.expired[name]))
-            elif cells is not base:
+            if cells is not base:
                 self.deltas[full] = _difference(base, cells)
                 link.cells[name] = base
         self._given_up += [(link.name, name) for name in was if name not in declared]
@@ -386,23 +427,21 @@ def _described(link: Link) -> dict[str, Any]:
     return {**found, "stopped": True} if link.stopped else found
 
 
-def _bring_back(put_aside: dict[str, Aside], change: Change, store: Store) -> None:
-    """Have at hand what a task put aside, also in an earlier run; its cells where it comes back."""
+def _left_by(change: Change, put_aside: dict[str, Aside], store: Store) -> Aside:
+    """What a task has put aside, also in an earlier run: its declarations, and its state as far as it is in memory."""
     here = put_aside.get(change.task, Aside({}, {}, {}, {}))
     asides: dict[str, dict[str, Any]] = store.meta("aside") or {}
     known = asides.get(change.task, {"state": {}, "ttl_s": {}})
-    left = Aside(
+    return Aside(
         {**known["state"], **here.declared},
         {**known["ttl_s"], **here.ttl_s},
         dict(here.cells),
         dict(here.values),
     )
-    if not left.declared:
-        return
-    put_aside[change.task] = left
-    if change.kind != "add":
-        return
-    task: Task[Any] = change.to
+
+
+def _bring_back(left: Aside, task: Task[Any], store: Store) -> None:
+    """Read what a task that comes back had put aside in an earlier run; the store may be written meanwhile."""
     shape = type(task)._shape
     declared = shape.state()
     missing = [
@@ -410,13 +449,18 @@ def _bring_back(put_aside: dict[str, Aside], change: Change, store: Store) -> No
         for n in left.declared
         if n not in left.cells and n not in left.values and declared.get(n) == left.declared[n]
     ]
+    if not missing or store.directory is None:
+        return
     codecs = {n: codec for n, codec in codecs_of((task,)).items() if n[1] in missing}
+    reader = StoreReader.open_to_read(store.directory)
     try:
-        loaded = store.load_more(codecs)
+        loaded = reader.load(codecs)
     except Unreadable as error:
         raise ChangeRefused(
-            f"what {change.task} put aside cannot be read: {error.why}; drop it first"
+            f"what {task.name} put aside cannot be read: {error.why}; drop it first"
         ) from error
+    finally:
+        reader.close()
     for (_, name), cells in loaded.items():
         if name not in shape.values:
             left.cells[name] = cells

@@ -42,7 +42,7 @@ class Comparison:
         self.changes: list[str] = []
         self.moves: dict[Name, Name | None] = {}
         self.expired: dict[Name, list[Any]] = {}
-        self._known = set(store.tables())
+        self._known = {name for name in store.tables() if name[0]}  # those of tasks
         self._wanted = set(codecs_of(tasks))
         self._by_hand(rename, drop)
         if self.old is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from secondpass.engine.executor import Death, Done, Executor, Lost, Parcel
+from secondpass.engine.lookups import Held, Lookups
 from secondpass.engine.quarantine import OUTSIDE_MAX, Quarantine, cause
 from secondpass.engine.schedule import Sent
 from secondpass.engine.summary import Deaths, Summary
@@ -31,8 +32,17 @@ class Flight(NamedTuple):
 class Crew:
     """Workers with their bundles in hand; they are started when the first bundle goes out."""
 
-    def __init__(self, size: int, start: Callable[[], Executor], record: Callable[[Verdict], None]) -> None:
+    def __init__(
+        self,
+        size: int,
+        start: Callable[[], Executor],
+        record: Callable[[Verdict], None],
+        lookups: Lookups | Held | None = None,
+    ) -> None:
         self.size = size
+        self._lookups = lookups
+        self._known = [-1] * size
+        """By worker: the version of the lookups' contents that it was given; -1 for a new process."""
         self.quarantine = Quarantine()
         self.record = record
         """Makes a verdict durable before anything follows from it."""
@@ -84,10 +94,24 @@ class Crew:
         return any(flight.alone for flight in self._flights[worker])
 
     def submit(self, worker: int, flight: Flight, message: Parcel, limit_s: float | None) -> None:
+        self._bring_lookups(worker)
         self._flights[worker].append(flight)
         self.executor.submit(worker, flight.number, message, limit_s)
 
+    def _bring_lookups(self, worker: int) -> None:
+        """Give a worker what lookups hold, before the bundle whose events may look into them."""
+        if self._lookups is None or self._known[worker] == self._lookups.version:
+            return
+        number = self.next_number()
+        message = self._lookups.since(self._known[worker], number)
+        self._known[worker] = self._lookups.version
+        if message is not None:
+            self._flights[worker].append(Flight(number, None, Sent([], {}, whole=False), alone=False))
+            self._given_up.add(number)  # nobody waits for its answer
+            self.executor.submit(worker, number, message)
+
     def renew(self, worker: int) -> None:
+        self._known[worker] = -1
         self.executor.renew(worker)
 
     def wait(self, timeout_s: float | None) -> list[Done | Lost]:
@@ -106,6 +130,7 @@ class Crew:
         """A worker is gone: what it had in hand."""
         flights = [f for f in self._flights[worker] if f.number not in self._given_up]
         self._flights[worker].clear()
+        self._known[worker] = -1
         return flights
 
     def give_up(self) -> None:

@@ -342,7 +342,7 @@ def _kind(record: Any) -> tuple[Kind, Any, bytes]:
     if isinstance(record, Retry):
         return "retry", record.event, b""
     if isinstance(record, Commanded):
-        return "command", record.details, b""
+        return "command", {n: v for n, v in record.details.items() if n != "cells"}, b""
     if isinstance(record, Tick):
         return "tick", None, b""
     if isinstance(record, Late):

@@ -26,7 +26,11 @@ from secondpass.engine.bundle import (
     decode_events,
     encode_events,
     encode_keys,
+    entries_of,
+    lay_beside,
     parcel,
+    values_beside,
+    values_of,
 )
 from secondpass.engine.epoch import Epoch, Where, path_of
 from secondpass.engine.executor import Parcel
@@ -235,13 +239,13 @@ class WorkerLane(Lane):
         inherits = behind is not None and behind.whole is sent.whole and not sent.whole
         keys: Any = None
         cells: dict[str, Any] = {}
-        values: dict[str, bytes] = {}
+        values: dict[str, Any] = {}
         mode = KEYED
         if sent.whole:
             mode = KEPT if self.stage.home == worker else WHOLE
             self.stage.home = worker
             if mode == WHOLE:
-                cells, values = self._all_cells(), dict(self.stage.values_after)
+                cells, values = self._all_cells(), values_beside(self.stage.values_after)
         elif self._stateful:
             found: Any = [self.order.keys[node] for node in sent.nodes]
             keys = encode_keys(found, plain=self._plain_keys)
@@ -286,7 +290,7 @@ class WorkerLane(Lane):
                         continue
                 own.append(key if key.__class__ in kinds else spec.own_key(key, (*changed, *base)))
                 entries.append(entry)
-            found[name] = (own, entries)
+            found[name] = (own, lay_beside(entries, self._codecs[name]))
         return found
 
     def _all_cells(self) -> dict[str, Any]:
@@ -294,7 +298,7 @@ class WorkerLane(Lane):
         for name, base in self.stage.tables.items():
             delta = self.stage.deltas[name]
             cells = {k: e for k, e in base.items() if k not in delta.gone} | delta.changed
-            found[name] = (list(cells), list(cells.values()))
+            found[name] = (list(cells), lay_beside(list(cells.values()), self._codecs[name]))
         return found
 
     # ---- receive
@@ -310,7 +314,7 @@ class WorkerLane(Lane):
         for name, (keys, entries, gone) in answer.cells.items():
             codec, delta, base = self._codecs[name], stage.deltas[name], stage.tables[name]
             changed = codec.keys(keys)
-            delta.changed.update(zip(changed, codec.entries(entries), strict=True))
+            delta.changed.update(zip(changed, _own(entries_of(entries, codec, beside), codec), strict=True))
             if delta.gone:
                 delta.gone.difference_update(changed)
             for key in codec.keys(gone):
@@ -318,7 +322,11 @@ class WorkerLane(Lane):
                 if key in base:
                     delta.gone.add(key)
         if answer.values:
-            stage.values_after = {**stage.values_after, **answer.values}
+            values = values_of(answer.values, beside)
+            stage.values_after = {
+                **stage.values_after,
+                **{name: bytes(rest) for name, rest in values.items()},
+            }
         if not sent.whole:
             stage.home = None  # whoever had all cells has them no more as they are
         self.order.done(sent.nodes)
@@ -419,3 +427,12 @@ class WorkerLane(Lane):
         passed.logged += [
             logging.LogRecord(name, level, "", 0, text, None, None) for name, level, text in what.logged
         ]
+
+
+def _own(entries: list[Any], codec: CellCodec) -> list[Any]:
+    """Entries that came from a worker, off the message that they came with."""
+    if not codec.objects:
+        return entries
+    if codec.ttl:
+        return [(bytes(rest), written) for rest, written in entries]
+    return list(map(bytes, entries))

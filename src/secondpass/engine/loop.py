@@ -19,13 +19,15 @@ from typing import Any
 import msgspec
 
 from secondpass.engine.chain import Chain, Cut
-from secondpass.engine.changes import Applied
+from secondpass.engine.changes import Applied, Preparation
 from secondpass.engine.commands import Commands
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.hazard import Hazard
 from secondpass.engine.intake import Intake
+from secondpass.engine.lookups import OWNER, Lookups, Reload
 from secondpass.engine.outbox import Outbox, encode_event
 from secondpass.engine.pacer import Pacer
+from secondpass.engine.reclaim import Reclaim
 from secondpass.engine.summary import Summary, merge_tally
 from secondpass.engine.ticks import Ticks
 from secondpass.engine.timetables import Timetables
@@ -34,12 +36,14 @@ from secondpass.failpoints import failpoint
 from secondpass.record import DeadLetter
 from secondpass.reference import Tally, stop_error
 from secondpass.store.database import Store
-from secondpass.store.format import StoredLetter
+from secondpass.store.format import Progress, StoredLetter
 from secondpass.store.spool import Command
 from secondpass.timetable import Timetable
 
 _IDLE_MIN_S, _IDLE_MAX_S, _AWAKE_S = 0.001, 0.05, 2.0
 _RAW_MAX = 64 * 1024
+SHORTER = 8
+"""So many times shorter epochs are while cells are deleted for a command."""
 
 
 class Hub:
@@ -53,6 +57,7 @@ class Hub:
         outbox: Outbox,
         summary: Summary,
         commands: Commands,
+        lookups: Lookups,
         timetables: tuple[Timetable, ...] = (),
     ) -> None:
         self.intake = intake
@@ -62,6 +67,7 @@ class Hub:
         self.summary = summary
         self.pacer = Pacer()
         self.commands = commands
+        self.lookups = lookups
         self.timetables = Timetables(timetables, commands)
         self.hazard: Hazard | None = None
         self.ticks = Ticks()
@@ -75,6 +81,9 @@ class Hub:
         self.on_change: Callable[[], None] = lambda: None
         """The chain is another from here on."""
         self.sleep: Callable[[float], None] = time.sleep
+        self._reclaim: Reclaim | None = None
+        """What is deleted before the command at hand gets its position."""
+        self._spent: Reclaim | None = None
         self._active_at = time.monotonic()
         self._tallies = {
             name: msgspec.convert(tally, Tally) for name, tally in store.progress.tallies.items()
@@ -114,8 +123,14 @@ class Hub:
 
     def obey(self, *, wait: bool = False) -> bool:
         """Do the oldest command to the chain or the app, if there is one and it is ready; whether there was."""
+        if self._spent is not None and self._spent.free():
+            self._spent = None
         if self.chain.judged(self.store.progress.position):
             return False
+        reload = self.lookups.ready()
+        if reload is not None:
+            self._reload(reload)
+            return True
         self.timetables.look(self.store.progress.timetables)
         found = self.commands.next_change(wait=wait)
         if found is None:
@@ -125,6 +140,8 @@ class Hub:
             return True
         refusal, applied, began = found.refusal, None, time.perf_counter()
         if refusal is None:
+            if not self._reclaimed(found):
+                return wait
             try:
                 applied = Applied(found, self.chain, self.store)
             except ChangeRefused as error:
@@ -146,6 +163,21 @@ class Hub:
         self.held.append((found.command.kind, time.perf_counter() - began))
         return True
 
+    def _reclaimed(self, found: Preparation) -> bool:
+        """Delete some of what a longer time to live would bring back; whether nothing of that is left."""
+        if self._reclaim is None:
+            self._reclaim = found.reclaim()
+        deltas, done = self._reclaim.step(self.store.progress.now)
+        if deltas:
+            failpoint("reclaim.before")
+            self.store.commit(msgspec.structs.replace(self.store.progress), deltas, [], [])
+            failpoint("reclaim.after")
+        if done:
+            self._reclaim, self._spent = None, self._reclaim
+        else:
+            self._active_at = time.monotonic()  # there is more to do: no long sleep
+        return done
+
     def _command(self, command: Command) -> None:
         """A command to the app as a whole."""
         paused, refusal = self.store.progress.paused, None
@@ -160,6 +192,35 @@ class Hub:
             paused = not paused
         self._record_command({}, refusal, paused=paused)
 
+    def _reload(self, reload: Reload) -> None:
+        """Let a lookup hold what was loaded, from the next event on."""
+        began, position = time.perf_counter(), self.store.progress.position
+        failpoint("reload.before")
+        if self.hazard is not None:
+            self.hazard.command_at(position)
+        deltas: dict[Any, Any] = {(OWNER, reload.name): reload.delta}
+        self.store.commit(self._progress_with(position + 1), deltas, [], [], [("command", reload.noted())])
+        failpoint("reload.after")
+        self.lookups.take(reload)
+        self.summary.position = position + 1
+        self.summary.commands += 1
+        logging.getLogger("secondpass").info(
+            "position %d: lookup %s loaded again: %s", position, reload.name, reload.told
+        )
+        self.held.append(("reload", time.perf_counter() - began))
+
+    def _progress_with(self, position: int) -> Progress:
+        """Where the app stands after a record that is no event."""
+        before = self.store.progress
+        return msgspec.structs.replace(
+            before,
+            position=position,
+            tallies=dict(self._tallies),
+            numbers=dict(before.numbers),
+            totals=dict(before.totals),
+            kept_from=dict(before.kept_from),
+        )
+
     def _record_command(
         self,
         details: dict[str, Any],
@@ -173,15 +234,8 @@ class Hub:
         failpoint("command.before")
         if self.hazard is not None and refusal is None:
             self.hazard.command_at(before.position)
-        progress = msgspec.structs.replace(
-            before,
-            position=before.position + (refusal is None),
-            tallies=dict(self._tallies),
-            numbers=dict(before.numbers),
-            totals=dict(before.totals),
-            kept_from=dict(before.kept_from),
-            paused=before.paused if paused is None else paused,
-        )
+        progress = self._progress_with(before.position + (refusal is None))
+        progress.paused = before.paused if paused is None else paused
         entry = self.commands.settle_change(progress, details, refusal)
         if refusal is not None and entry[0] == "left out":
             logging.getLogger("secondpass").warning("a command is left out: %s", refusal)
@@ -208,6 +262,8 @@ class Hub:
         if command is not None:
             return command
         limit = self.pacer.limit()
+        if self._reclaim is not None:
+            limit = max(1, limit // SHORTER)  # a command waits for what is done between two epochs
         if self.limit is not None:
             limit = min(limit, self.limit - self.summary.events_in)
             if limit <= 0:
@@ -330,6 +386,8 @@ class Hub:
             deltas.update({(task, name): _ValueDelta({None: rest}) for name, rest in values.items()})
         letters = [stored_letter(letter) for letter in outcome.letters]
         self.store.commit(progress, deltas, rows, letters, history, status)
+        if self._reclaim is not None:
+            self._reclaim.wrote(deltas, before.now)
         self.chain.apply(outcome)
         if epoch.retry is not None:
             self.commands.done()

@@ -118,6 +118,7 @@ class Rehearsed(Standing):
         super().__init__(app, base)
         if begun:
             self._add(base.position, base.now)
+            self._look_into(base.position)
 
     def begin(self, position: int, now: float) -> None:
         """Change the chain here, as commands would."""
@@ -129,14 +130,16 @@ class Rehearsed(Standing):
             elif task is not link.task:
                 self._do(Change("replace", link.name, task), position, now)
         self._add(position, now)
+        self._look_into(position)
 
     def restarted(self, item: Restarted, now: float) -> None:
         super().restarted(item, now)
         if self.begun:
             self._add(item.position, now)
+            self._look_into(item.position)
 
     def commanded(self, item: Commanded, now: float) -> None:
-        if not self.begun:
+        if not self.begun or item.details["asked"] == "reload":
             super().commanded(item, now)
             return
         name, kind = item.details["task"], item.details["asked"]
@@ -153,8 +156,9 @@ class Rehearsed(Standing):
             task = self._changes.modified(link.task)
             if task is not link.task and describe(task)["settings"] != describe(link.task)["settings"]:
                 (twin,) = changed([link], {}, Change("set", link.name, task), item.position, now)
-                twin.let_go()
+                twin.let_go(now)
                 self.links[at] = twin
+        self._look_into(item.position)
 
     def _task(self, described: Described, position: int) -> Task[Any] | None:
         if not self.begun:
@@ -183,6 +187,6 @@ class Rehearsed(Standing):
         try:
             self.links = changed(self.links, self.put_aside, change, position, now)
             for link in self.links:
-                link.let_go()
+                link.let_go(now)
         except ChangeRefused as error:
             raise NotRepeated(f"the chain cannot be changed at position {position}: {error}") from error

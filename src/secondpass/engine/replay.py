@@ -61,6 +61,13 @@ class Restarted(NamedTuple):
     moves: Moves
 
 
+class WasLoaded(NamedTuple):
+    """A start has loaded a lookup for the first time."""
+
+    lookup: str
+    cells: bytes
+
+
 class Commanded(NamedTuple):
     """A command that was done: a record of the log."""
 
@@ -68,7 +75,7 @@ class Commanded(NamedTuple):
     details: dict[str, Any]
 
 
-Item = Epoch | Restarted | Commanded
+Item = Epoch | Restarted | WasLoaded | Commanded
 
 
 # ---------------------------------------------------------------- the log
@@ -141,6 +148,8 @@ class Replay:
                 return None
             moves: Any = [(tuple(old), new and tuple(new)) for old, new in details.get("moves", ())]
             return Restarted(position, chain, moves)
+        if kind == "loaded":
+            return WasLoaded(details["lookup"], details["cells"])
         if kind == "command":
             self.position += 1
             return Commanded(position, {"kind": kind, "position": position, **details})
@@ -344,4 +353,4 @@ def records_of(epoch: Epoch) -> Iterator[tuple[int, Any, float]]:
         yield epoch.first + index, record, nows[index]
 
 
-__all__ = ["Base", "Commanded", "Item", "Replay", "Restarted", "records_of"]
+__all__ = ["Base", "Commanded", "Item", "Replay", "Restarted", "WasLoaded", "records_of"]

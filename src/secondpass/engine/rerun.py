@@ -14,10 +14,11 @@ from secondpass.engine.chain import Chain, Cut
 from secondpass.engine.crew import Crew
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.executor import Executor
+from secondpass.engine.lookups import Held
 from secondpass.engine.pacer import Pacer
 from secondpass.engine.placement import cores, needs_workers, never_inline
 from secondpass.engine.recipe import NotPortable, recipe_for
-from secondpass.engine.replay import Replay, Restarted
+from secondpass.engine.replay import Replay, Restarted, WasLoaded
 from secondpass.engine.stage import Stage
 from secondpass.engine.standing import Standing
 from secondpass.errors import SecondpassError, SetupFailed, TaskError
@@ -36,6 +37,7 @@ class Rerun:
         self.standing = standing
         self._workers = workers
         self._crew: Crew | None = None
+        self._held = Held(())
         self._pacer = Pacer()
         self.verdicts: list[Verdict] = []
         """Of events that ended workers in this run."""
@@ -68,12 +70,18 @@ class Rerun:
             item = replay.next(min(self._pacer.limit(), upto - replay.position))
             if item is None:
                 break
+            if isinstance(item, WasLoaded):
+                self.standing.was_loaded(item)
+                continue
             if not isinstance(item, Epoch):
                 self.standing.links = self._chain.links
                 if isinstance(item, Restarted):
                     self.standing.restarted(item, replay.now)
                 else:
                     self.standing.commanded(item, replay.now)
+                    if item.details["asked"] == "reload":
+                        self._held.changed()
+                        continue
                 self.changed()
                 continue
             self._run(item, on_epoch)
@@ -116,6 +124,7 @@ class Rerun:
     def _new_chain(self) -> Chain:
         twin = copy.copy(self._app)
         twin.tasks = tuple(self.standing.tasks())
+        self._held = Held(twin.tasks)
         self._crew = self._new_crew(twin)
         stages: list[Stage] = []
         for number, link in enumerate(self.standing.links):
@@ -162,7 +171,7 @@ class Rerun:
 
             return LocalProcesses(recipe, size)
 
-        return Crew(size, start, self.verdicts.append)
+        return Crew(size, start, self.verdicts.append, self._held)
 
     def _note_busy(self) -> None:
         for stage in self._chain.stages:

@@ -24,6 +24,7 @@ from secondpass.engine.executor import Executor
 from secondpass.engine.hazard import CRASH, RUNNING, Hazard
 from secondpass.engine.intake import Intake
 from secondpass.engine.live import Live
+from secondpass.engine.lookups import OWNER, Lookups
 from secondpass.engine.loop import Hub
 from secondpass.engine.outbox import Outbox
 from secondpass.engine.placement import cores, needs_workers, never_inline
@@ -75,13 +76,17 @@ def run_app(
     hazard: Hazard | None = None
     pushing: Pushing | None = None
     snapshots: Snapshots | None = None
+    lookups: Lookups | None = None
     try:
         if opened.directory is not None:
             hazard = Hazard(opened.directory, opened.progress.position)
         live = Live(app, opened, drop, rename)
         app = live.app
-        crew = crew_for(app, opened, workers, hazard)
-        chain = start_chain(app, opened, summary, rename or {}, drop, live, crew)
+        lookups = Lookups(app, app.tasks)
+        lookups.begin(opened)
+        app.tasks = lookups.attached(app.tasks)
+        crew = crew_for(app, opened, workers, hazard, lookups)
+        chain = start_chain(app, opened, summary, rename or {}, drop, live, lookups, crew)
         outbox.recover(opened, accept=accept_output)
         pushing = Pushing(asked_for, opened.directory) if PUSHED in app.sources else None
         sources = sources_of(app, None if pushing is None else pushing.source)
@@ -89,10 +94,10 @@ def run_app(
         intake = Intake(sources, places, follow=follow, accept=accept_input, max_ahead_s=app.max_ahead_s)
 
         def make_crew(changed: App) -> Crew | None:
-            return crew_for(changed, opened, workers, None)
+            return crew_for(changed, opened, workers, None, lookups)
 
         commands = Commands(opened, intake, chain, app, make_crew, began_at)
-        hub = Hub(intake, chain, opened, outbox, summary, commands, app.timetables)
+        hub = Hub(intake, chain, opened, outbox, summary, commands, lookups, app.timetables)
         hub.limit = limit
         hub.ticking = app.ticks
         if hazard is not None:
@@ -113,12 +118,15 @@ def run_app(
                 snapshots.pin()
         if on_start is not None:
             on_start(hub)
+        lookups.watch()
         with _stopping_on_signals(hub), at_hand(asked_for, hub):
             hub.run()
         if hub.stopping:
             summary.ended = "stopped"
     finally:
         summary.seconds = time.perf_counter() - began
+        if lookups is not None:
+            lookups.close()
         if snapshots is not None:
             snapshots.close()
         if hazard is not None:
@@ -136,7 +144,9 @@ def run_app(
     return summary
 
 
-def crew_for(app: App, store: Store, workers: int | None, hazard: Hazard | None) -> Crew | None:
+def crew_for(
+    app: App, store: Store, workers: int | None, hazard: Hazard | None, lookups: Lookups | None = None
+) -> Crew | None:
     """The workers that a run may use, none of them started yet; None where it has none.
 
     Asked for, they must be possible; by default an app that no other process can load runs in this one. After a
@@ -183,7 +193,7 @@ def crew_for(app: App, store: Store, workers: int | None, hazard: Hazard | None)
 
         return LocalProcesses(recipe, size)
 
-    return Crew(size, start, record)
+    return Crew(size, start, record, lookups)
 
 
 def _warn_of_options(app: App, crew: Crew | None) -> None:
@@ -206,6 +216,7 @@ def start_chain(
     rename: dict[str, str],
     drop: tuple[str, ...],
     live: Live,
+    lookups: Lookups,
     crew: Crew | None = None,
 ) -> Chain:
     """Compare the chain with the stored one, load its state, and record the start."""
@@ -234,10 +245,21 @@ def start_chain(
     # What a finite source holds later must not come before what was taken of the others by now.
     note["records"] = [place.get("records", 0) if place else 0 for place in store.progress.sources]
     aside = comparison.aside(moved(store.tables(), comparison.moves))
-    store.start(described, names, comparison.moves, note, app_note, live.file, aside, comparison.expired)
+    store.start(
+        described,
+        names,
+        {**comparison.moves, **lookups.moves},
+        note,
+        app_note,
+        live.file,
+        aside,
+        comparison.expired,
+        {(OWNER, name): cells for name, cells in lookups.rests.items()},
+        {(OWNER, name): found for name, found in lookups.loaded.items()},
+    )
     summary.changes = comparison.changes
     _recall_verdicts(store, stages)
-    return Chain(stages, crew, dict.fromkeys([*app.sinks, *app.streams], ()))
+    return Chain(stages, crew, dict.fromkeys([*app.sinks, *app.streams], ()), lookups.contents)
 
 
 def _recall_verdicts(store: Store, stages: list[Stage]) -> None:

@@ -26,7 +26,7 @@ FAR = 20_000
 """A shorter stretch is run by the plain loop."""
 NEAR = 500
 """So far before the position the plain loop takes over."""
-_HARMLESS = ("stop", "pause", "resume", "end")
+_HARMLESS = ("stop", "pause", "resume", "end", "reload")
 
 
 class Stretch(NamedTuple):
@@ -126,7 +126,13 @@ class Seeker:
                 return {}
             if sum(s.end - s.first for s in set(stretches.values())) < (upto - base.position) / 2:
                 found = self._within(base, sorted(set(stretches.values())))
-                found = {place: found[place] for place in stretches if place in found}
+                # An epoch may have assigned to a cell what it held: who changed it is in a stretch before, not looked into.
+                found = {
+                    place: changed
+                    for place, stretch in stretches.items()
+                    if (changed := found.get(place)) is not None
+                    and stretch.first <= changed.position < stretch.end
+                }
                 if len(found) == len(stretches):
                     return found
         watch = Watch(set())

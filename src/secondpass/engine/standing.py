@@ -15,7 +15,8 @@ from secondpass.app import App
 from secondpass.change import Aside, Link, _with_earlier, changed, times_to_live
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.live import Described, recorded_change, task_of
-from secondpass.engine.replay import Base, Commanded, Restarted
+from secondpass.engine.lookups import Recalled
+from secondpass.engine.replay import Base, Commanded, Restarted, WasLoaded
 from secondpass.errors import ChangeRefused, NotRepeated, SettingsError
 from secondpass.record import Change
 from secondpass.store.reader import Unreadable
@@ -30,6 +31,7 @@ class Standing:
         self._base = base
         self.links: list[Link] = []
         self.put_aside: dict[str, Aside] = {}
+        self._lookups = Recalled(base.snapshot)
         snapshot = base.snapshot
         if snapshot is None:
             return
@@ -52,6 +54,16 @@ class Standing:
             self.links.append(Link(task, tables, values, stopped=one.get("stopped", False)))
         asides: dict[str, Any] = snapshot.meta("aside") or {}
         self.put_aside = {name: Aside(left["state"], left["ttl_s"], {}, {}) for name, left in asides.items()}
+        self._look_into(base.position)
+
+    def _look_into(self, position: int) -> None:
+        """Let the tasks see what their lookups held."""
+        for link in self.links:
+            link.task = self._lookups.attached(link.task, position)
+
+    def was_loaded(self, item: WasLoaded) -> None:
+        """A lookup was loaded when the app started."""
+        self._lookups.note(item.lookup, item.cells, whole=True)
 
     def _task(self, described: Described, position: int) -> Task[Any] | None:
         """The task that stands for the one that ran; None for none."""
@@ -59,6 +71,9 @@ class Standing:
 
     def commanded(self, item: Commanded, now: float) -> None:
         """Do a command again."""
+        if item.details["asked"] == "reload":
+            self._lookups.note(item.details["task"], item.details["cells"], whole=False)
+            return
         came: Described | None = item.details.get("to")
         try:
             change = recorded_change(item.details)
@@ -71,7 +86,8 @@ class Standing:
         try:
             self.links = changed(self.links, self.put_aside, change, item.position, now)
             for link in self.links:
-                link.let_go()
+                link.let_go(now)
+            self._look_into(item.position)
         except ChangeRefused as error:
             raise NotRepeated(
                 f"the command at position {item.position} cannot be done again: {error}"
@@ -92,6 +108,7 @@ class Standing:
                 link = self._came(task, item.position, now)
                 link.stopped = one.get("stopped", False)
                 self.links.append(link)
+        self._look_into(item.position)
 
     def _came(self, task: Task[Any], position: int, now: float) -> Link:
         """A task that comes into the chain, with what it left behind when it was there before."""
@@ -100,7 +117,7 @@ class Standing:
             (link,) = changed([], self.put_aside, Change("add", task.name, task), position, now)
         except ChangeRefused as error:
             raise NotRepeated(f"the start at position {position}: {error}") from error
-        link.let_go()
+        link.let_go(now)
         return link
 
     def _move(self, old: tuple[str, str], new: tuple[str, str] | None) -> None:

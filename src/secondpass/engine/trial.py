@@ -21,12 +21,14 @@ from secondpass.change import Link, changed
 from secondpass.codec import pack
 from secondpass.engine.bundle import decode_events, encode_events
 from secondpass.engine.compare import codecs_of
+from secondpass.engine.lookups import recorded
 from secondpass.engine.recipe import NotPortable, Recipe, load_tasks, recipe_for
 from secondpass.errors import ChangeRefused, SecondpassError
+from secondpass.lookups import Contents, specs_of
 from secondpass.record import Change, error_text
 from secondpass.step import CAUGHT, Step
 from secondpass.store.database import Store
-from secondpass.task import Task, keys_of
+from secondpass.task import Task, keys_of, look_into
 
 _SAID = 2000  # characters of what a process that died has said
 
@@ -89,6 +91,7 @@ def _how(code: int) -> str:
 def try_on(old: Link, task: Task[Any], events: list[Any], position: int, now: float) -> int:
     """Let a task take over another's state, and handle events; raises `ChangeRefused`, gives how many it handled."""
     (link,) = changed([old], {}, Change("replace", old.name, task), position, now)
+    link.let_go(now)
     step = Step(link.task, link.cells, link.values)
     tried = 0
     for event in events:
@@ -112,6 +115,10 @@ def _answer(message: bytes) -> bytes:
     store = Store.open_to_read(Path(asked[1]))
     try:
         with store.snapshot():
+            specs = specs_of((old, new))
+            held = recorded(store, specs)
+            contents = {name: Contents(spec.wake(held[name])) for name, spec in specs.items()}
+            old, new = look_into(old, contents), look_into(new, contents)
             found = store.load(codecs_of((old,)))
             position, now = store.progress.position, store.progress.now
     finally:

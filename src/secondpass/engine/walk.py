@@ -14,7 +14,7 @@ from typing import Any
 from secondpass.app import LATE, MAIN, App
 from secondpass.change import Link
 from secondpass.engine.epoch import Epoch
-from secondpass.engine.replay import Base, Commanded, Replay, Restarted, records_of
+from secondpass.engine.replay import Base, Commanded, Replay, Restarted, WasLoaded, records_of
 from secondpass.engine.standing import Standing
 from secondpass.errors import NotRepeated, SetupFailed, TaskError
 from secondpass.record import (
@@ -138,6 +138,8 @@ class Walk:
             if isinstance(item, Epoch):
                 for position, record, then in records_of(item):
                     self._take(position, record, then)
+            elif isinstance(item, WasLoaded):
+                self.standing.was_loaded(item)
             elif isinstance(item, Restarted):
                 before = self.standing.links
                 self.standing.restarted(item, self.now)

@@ -17,6 +17,7 @@ from secondpass.engine.bundle import (
     DROPPED,
     KEPT,
     KEYED,
+    LOOKUPS,
     MORE,
     OUT_OF_MEMORY,
     PASSED,
@@ -28,17 +29,22 @@ from secondpass.engine.bundle import (
     decode_events,
     decode_keys,
     encode_events,
+    entries_of,
+    lay_beside,
     parcel,
+    values_beside,
+    values_of,
 )
 from secondpass.engine.executor import BETWEEN, DECODING, SETTING_UP, Parcel
 from secondpass.engine.overlay import Delta, Layered
 from secondpass.engine.stage import no_moment
 from secondpass.errors import TaskFault
 from secondpass.failpoints import failpoint
+from secondpass.lookups import Contents, specs_of
 from secondpass.record import error_text, trace_text
 from secondpass.step import CAUGHT, Step
 from secondpass.store.format import CellCodec
-from secondpass.task import Task, attach, batch_results, expand
+from secondpass.task import Task, attach, batch_results, expand, look_into
 
 Mark = Callable[[int, int], None]
 
@@ -47,7 +53,9 @@ class Worker:
     """The tasks of a chain, each set up when its first bundle comes."""
 
     def __init__(self, tasks: tuple[Task[Any], ...], mark: Mark) -> None:
-        self._tasks = tasks
+        self._specs = specs_of(tasks)
+        self._lookups: dict[str, Contents[Any, Any]] = {name: Contents() for name in self._specs}
+        self._tasks = tuple(look_into(task, self._lookups) for task in tasks)
         self._mark = mark
         self._runners: dict[int, _Runner] = {}
 
@@ -55,6 +63,10 @@ class Worker:
         """Run a bundle, and give what came of it."""
         bundle = decode_bundle(given.body)
         self._mark(bundle.number, DECODING)
+        if bundle.task == LOOKUPS:
+            self._look_into(bundle)
+            self._mark(bundle.number, BETWEEN)
+            return parcel(Answer(bundle.number, 0.0, b"", [], {}, {}))
         failpoint("worker.bundle.before")
         runner = self._runners.get(bundle.task)
         if runner is None:
@@ -69,6 +81,17 @@ class Worker:
         self._mark(bundle.number, BETWEEN)
         failpoint("worker.bundle.after")
         return answer
+
+    def _look_into(self, bundle: Bundle) -> None:
+        """Let lookups hold what has come: all of it, or what changed."""
+        for name, (keys, entries) in bundle.cells.items():
+            spec, contents = self._specs[name], self._lookups[name]
+            codec = CellCodec.of(spec.table)
+            found = spec.wake(dict(zip(codec.keys(keys), codec.entries(entries), strict=True)))
+            if name in bundle.values:
+                contents.take(found, codec.keys(bundle.values[name]))
+            else:
+                contents.become(found)
 
 
 class _Runner:
@@ -87,13 +110,13 @@ class _Runner:
     def run(self, bundle: Bundle, beside: Beside) -> Parcel:
         began = time.perf_counter()
         keyed = bundle.mode == KEYED
-        cells = self._cells(bundle)
+        cells = self._cells(bundle, beside)
         deltas = {n: Delta({}, set()) for n in cells}
         step = self._step
         for name, table in step.tables.items():
             table._cells = Layered(cells[name], deltas[name])
         if bundle.mode != KEPT:
-            self._values = bundle.values
+            self._values = values_of(bundle.values, beside)
         step.values.clear()
         step.values.rests = dict(self._values)
         events = decode_events(bundle.events, beside)
@@ -102,14 +125,18 @@ class _Runner:
         if not (len(events) > 1 and not bundle.singly and self._run_batch(bundle, events, became, more)):
             self._run_singly(bundle, events, keys, became, more)
         changed = {
-            n: (list(d.changed), list(d.changed.values()), list(d.gone)) for n, d in deltas.items() if d
+            n: (list(d.changed), lay_beside(list(d.changed.values()), self._codecs[n]), list(d.gone))
+            for n, d in deltas.items()
+            if d
         }
-        values = {n: rest for n, rest in step.values.rests.items() if self._values.get(n) != rest}
+        values = values_beside(
+            {n: rest for n, rest in step.values.rests.items() if self._values.get(n) != rest}
+        )
         self._remember(cells, deltas, keys)
         seconds = time.perf_counter() - began
         return parcel((bundle.number, seconds, became, more, changed, values))
 
-    def _cells(self, bundle: Bundle) -> dict[str, dict[Any, Any]]:
+    def _cells(self, bundle: Bundle, beside: Beside) -> dict[str, dict[Any, Any]]:
         """The resting cells by table: those that came, and those that are here already."""
         if bundle.mode == KEPT:
             return self._whole
@@ -119,7 +146,8 @@ class _Runner:
             came = bundle.cells.get(name)
             if came is not None:
                 keys, entries = came
-                inherited = {**inherited, **dict(zip(codec.keys(keys), codec.entries(entries), strict=True))}
+                came_now = zip(codec.keys(keys), entries_of(entries, codec, beside), strict=True)
+                inherited = {**inherited, **dict(came_now)}
             found[name] = inherited
         return found
 

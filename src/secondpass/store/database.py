@@ -241,6 +241,8 @@ class Store(StoreReader):
         file: list[Any] | None = None,
         aside: dict[str, Any] | None = None,
         expired: Mapping[Name, Iterable[Any]] | None = None,
+        lookups: Mapping[Name, dict[Any, Any]] | None = None,
+        loaded: Mapping[Name, tuple[Changes, dict[str, Any]]] | None = None,
     ) -> None:
         """Record the chain that runs from here on, after its cells were loaded with the same moves.
 
@@ -248,9 +250,11 @@ class Store(StoreReader):
         None to drop it. The state of a task that is merely absent is kept for its return. `expired` are the
         keys of cells that must not come back though their table's time to live has grown. `file` is the chain as
         the app's file has it, where a command made another of it; `aside` what tasks that left have put aside.
+        `lookups` are the resting cells of what tasks look into, which this store keeps current from here on; `loaded`
+        those of them that are new to it: the cells that they begin with, and what the history is to say of it.
         """
         failpoint("start.before")
-        cells, self._loaded = self._loaded, {}
+        cells, self._loaded = {**self._loaded, **(lookups or {})}, {}
         with self._transaction():
             known = self.tables()
             self._highest = self._highest_table(known)
@@ -265,10 +269,14 @@ class Store(StoreReader):
                 self._put_delta(self._epoch, tables[name], pack_cells([], [], gone_keys))
                 for key in gone_keys:
                     cells[name].pop(key, None)
-            for name in names:
+            for name in (*names, *(lookups or {})):
                 if name not in tables:
                     tables[name] = self._new_table()
                     cells.setdefault(name, {})
+            for name, (delta, told) in (loaded or {}).items():
+                body = pack_cells(list(delta.changed), list(delta.changed.values()), delta.gone)
+                self._put_delta(self._epoch, tables[name], body)
+                self._remember(self.progress.position, "loaded", {**told, "cells": body})
             self._put_meta("app", app)
             self._put_meta("chain", chain)
             self._put_meta("file", file)
@@ -352,7 +360,7 @@ class Store(StoreReader):
             if chain is not None:
                 self._take_chain(chain)
                 self._apply(deltas)
-            self._put_deltas(epoch, deltas)
+            self._put_deltas(epoch, deltas, begins=chain is None)
             for row in outputs:
                 self._put_output(row)
             for letter in letters:
@@ -368,14 +376,15 @@ class Store(StoreReader):
         self._epoch = epoch
         failpoint("commit.after")
 
-    def _put_deltas(self, epoch: int, deltas: Mapping[Name, Changes]) -> None:
+    def _put_deltas(self, epoch: int, deltas: Mapping[Name, Changes], *, begins: bool) -> None:
         progress = self.progress
         bodies = {
             self._tables[name]: pack_cells(list(delta.changed), list(delta.changed.values()), delta.gone)
             for name, delta in deltas.items()
             if delta.changed or delta.gone
         }
-        self._fold.step(progress, sum(map(len, bodies.values())), len(bodies))
+        # A command must not hold the stream up for as long as a table is large.
+        self._fold.step(progress, sum(map(len, bodies.values())), len(bodies), begin=begins)
         for table, body in bodies.items():
             self._put_delta(epoch, table, body)
             self._fold.added(table, progress.deltas, len(body))

@@ -98,10 +98,13 @@ class Fold:
         if table in self._waiting:
             self._waiting[table].add(delta, size + DELTA_BYTES)
 
-    def step(self, progress: Progress, added: int, tables: int) -> None:
-        """Some work inside a transaction, before its deltas: so many bytes, in so many tables."""
+    def step(self, progress: Progress, added: int, tables: int, *, begin: bool = True) -> None:
+        """Some work inside a transaction, before its deltas: so many bytes, in so many tables.
+
+        To `begin` a fold takes longer the larger the table is.
+        """
         self._delete(_GONE_AT_ONCE + 2 * tables)
-        if self._table is None and not self._begin(progress):
+        if self._table is None and not (begin and self._begin(progress)):
             return
         limit = max(SLICE_BYTES, 2 * (added + DELTA_BYTES * tables))
         while limit > 0 and self._table is not None:

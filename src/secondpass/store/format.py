@@ -186,6 +186,9 @@ class CellCodec:
     def __init__(self, key: Codec, value: Codec, ttl: bool) -> None:
         resting: Any = value.type if value.scalar else bytes
         entry: Any = tuple[resting, float] if ttl else resting
+        self.ttl = ttl
+        self.objects = not value.scalar
+        """Whether what rests are the bytes of objects."""
         self.keys = key.decoder_of_list().decode
         self.entries = codec_for(entry).decoder_of_list().decode
         self.entry = codec_for(entry).decode

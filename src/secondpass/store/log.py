@@ -136,12 +136,16 @@ class StoredLog:
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in made:
             sync_directory(path.parent)
-        with self._holding("lock"):
-            ends = Ends(self.directory / ENDS)
-            if not ends.known or ends.failed:
-                self._repair(ends)
-            with contextlib.suppress(OSError):  # there is one, or this file system has none
-                os.mkfifo(self.directory / "wake", 0o600)
+        try:
+            with self._holding("lock"):
+                ends = Ends(self.directory / ENDS)
+                if not ends.known or ends.failed:
+                    self._repair(ends)
+                with contextlib.suppress(OSError):  # there is one, or this file system has none
+                    os.mkfifo(self.directory / "wake", 0o600)
+        except BaseException:
+            self._let_go()  # whoever asks again finds nothing open
+            raise
         self._ends = ends
 
     @contextlib.contextmanager
@@ -603,8 +607,14 @@ class StoredLog:
         self._forget()
         self._stopped = stopped
 
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the process may be at its end
+            self._let_go()
+
     def _let_go(self) -> None:
-        for fd in (*self._locks.values(), self._fd, self._sync_fd, self._wake_fd):
+        fds, self._locks = [*self._locks.values(), self._fd, self._sync_fd, self._wake_fd], {}
+        self._fd = self._sync_fd = self._wake_fd = -1
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
         if self._ends is not None:
