@@ -249,13 +249,13 @@ def run(
                 streams.setdefault(LATE, []).append(record.event)
             elif isinstance(record, Retry):
                 names = [link.name for link in chain]
-                # A task that has gone: from the start.
-                at = names.index(record.task) if record.task in names else 0
-                if isinstance(record.event, Firing):
+                at = names.index(record.task) if record.task in names else -1
+                if not isinstance(record.event, Firing):
+                    # Where its task has gone: from the start.
+                    pass_on(record.event, position, (), max(at, 0))
+                elif at >= 0 and not chain[at].stopped and record.event.timer in steps[at][1].timers:
                     key = steps[at][1].timers[record.event.timer].wake(record.event.key)
                     fire(at, record.event, key, position, ())
-                else:
-                    pass_on(record.event, position, (), at)
             elif isinstance(record, Tick):
                 move_to(record.time, position, numbers)
             else:

@@ -73,3 +73,11 @@ def test_a_task_that_a_command_brought_and_that_the_file_has_under_another_name_
     run(*TASKS)
     run(*TASKS, Count().options(name="Most"), rename={"More": "Most"})
     assert run.last == "Count30 mMost20 "
+
+
+def test_a_chain_whose_only_task_was_removed_stays_empty(run: Ran) -> None:
+    run(Count())
+    run.control.remove("Count")
+    assert "position 10: remove Count" in run(Count())
+    for _ in range(2):
+        assert "task Count stays removed; `secondpass task add` brings it back" in run(Count())

@@ -39,7 +39,8 @@ class Live:
         """The chain of the file."""
         self.notes: list[str] = []
         names = rename or {}
-        self._running: list[Described] = _renamed(store.meta("chain") or self.file, names)
+        known: list[Described] | None = store.meta("chain")  # an empty one, where all tasks left, is one too
+        self._running: list[Described] = _renamed(self.file if known is None else known, names)
         before: list[Described] = _renamed(store.meta("file") or self._running, names)
         self._before = {d["name"]: d for d in before}
         running = {d["name"]: d for d in self._running}

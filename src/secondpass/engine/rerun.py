@@ -22,7 +22,7 @@ from secondpass.engine.replay import Replay, Restarted, WasLoaded
 from secondpass.engine.stage import Stage
 from secondpass.engine.standing import Standing
 from secondpass.errors import SecondpassError, SetupFailed, TaskError
-from secondpass.record import INTAKE, Retry, Verdict, error_text
+from secondpass.record import INTAKE, Firing, Retry, Verdict, error_text
 from secondpass.reference import stop_error
 
 OnEpoch = Callable[[Epoch, Outcome], None]
@@ -92,8 +92,14 @@ class Rerun:
     def _run(self, epoch: Epoch, on_epoch: OnEpoch) -> None:
         chain = self._chain
         if epoch.retry is not None:
-            known = any(stage.name == epoch.retry.task for stage in chain.stages)
-            epoch.retry = Retry(epoch.retry.letter, epoch.retry.task if known else INTAKE, epoch.retry.event)
+            stage = next((stage for stage in chain.stages if stage.name == epoch.retry.task), None)
+            event = epoch.retry.event
+            if isinstance(event, Firing) and (
+                stage is None or stage.stopped or event.timer not in stage.timers
+            ):
+                on_epoch(epoch, Outcome())  # the timer has gone
+                return
+            epoch.retry = Retry(epoch.retry.letter, INTAKE if stage is None else epoch.retry.task, event)
         self._recall_verdicts(epoch)
         try:
             outcome = chain.run(epoch, careful=self._pacer.careful or epoch.retry is not None)

@@ -206,12 +206,14 @@ class Walk:
 
     def _retry(self, record: Retry, position: int) -> None:
         names = [link.name for link, _ in self._steps]
-        at = names.index(record.task) if record.task in names else 0
-        if isinstance(record.event, Firing):
-            _, step = self._steps[at]
-            self._fire(at, record.event, step.timers[record.event.timer].wake(record.event.key), position, ())
-        else:
-            self._pass_on(record.event, position, (), at)
+        at = names.index(record.task) if record.task in names else -1
+        if not isinstance(record.event, Firing):
+            self._pass_on(record.event, position, (), max(at, 0))
+            return
+        link, step = self._steps[at] if at >= 0 else (None, None)
+        if link is not None and step is not None and not link.stopped and record.event.timer in step.timers:
+            key = step.timers[record.event.timer].wake(record.event.key)
+            self._fire(at, record.event, key, position, ())
 
     def _pass_on(self, event: Any, position: int, path: tuple[int, ...], first: int) -> None:
         onlooker = self._onlooker
