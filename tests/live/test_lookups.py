@@ -285,6 +285,11 @@ def test_what_was_held_then_is_looked_into_again(tmp_path: Path, workers: int) -
             explained = [explainer.explain(position) for position in range(opened.progress.position)]
             assert [output.event for one in explained for output in one.outputs] == want
             assert explained[100].ended.startswith("a command")
+            last = [look for call in explained[-1].calls for look in call.looks]
+            assert [(look.lookup, look.key, look.since) for look in last[:1]] == [
+                ("cameras", events[-1].cid, 302)
+            ]
+            assert last[0].row == cameras(3).get(events[-1].cid)
         assert explained[-1].since > 0, "no snapshot was used"
         found = rehearse(app(400), opened, workers=workers)
         assert found.differences == 0

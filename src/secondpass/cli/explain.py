@@ -24,6 +24,7 @@ from secondpass.cli.shapes import (
     CallReport,
     EmittedReport,
     ExplainReport,
+    LookReport,
     ReadReport,
     SetAsideReport,
     WriteReport,
@@ -32,7 +33,7 @@ from secondpass.cli.shapes import (
 )
 
 if TYPE_CHECKING:
-    from secondpass.engine.explain import Call, Explanation, Read, Write
+    from secondpass.engine.explain import Call, Explanation, Look, Read, Write
     from secondpass.store.reader import StoreReader
 
 READS_SHOWN = 12
@@ -188,6 +189,7 @@ def _call(call: Call) -> CallReport:
         results=[_plain(e) for e in call.results],
         reads=[_read(r) for r in call.reads],
         more_reads=call.more_reads,
+        looks=[_look(look) for look in call.looks],
         iterated=list(call.iterated),
         writes=[_write(w) for w in call.writes],
         emitted=[[stream, _plain(event)] for stream, event in call.emitted],
@@ -211,6 +213,12 @@ def _read(read: Read) -> ReadReport:
         by_kind=read.by.kind,
         by_event=_plain(read.by.event),
         unknown=read.by.unknown or None,
+    )
+
+
+def _look(look: Look) -> LookReport:
+    return LookReport(
+        lookup=look.lookup, key=_plain(look.key), there=look.there, row=_plain(look.row), since=look.since
     )
 
 
@@ -348,6 +356,11 @@ def _record(kind: str | None, event: Any) -> str:
 def _add_call(node: _Node, call: CallReport, at: int, command: str, passed_on: list[bool]) -> None:
     for name in call.iterated:
         node.add(f"went through {name}")
+    for look in call.looks[:READS_SHOWN]:
+        found = _told(look.row) if look.there else "nothing"
+        below = node.add(f"look  {_cell(look.lookup, look.key)}: {found}")
+        if look.since is not None:
+            below.add(f"loaded at position {look.since}")
     for read in call.reads[:READS_SHOWN]:
         below = node.add(f"read  {_cell(read.name, read.key)}: {_found(read)}")
         if read.by == at:
@@ -357,9 +370,10 @@ def _add_call(node: _Node, call: CallReport, at: int, command: str, passed_on: l
             by.add(click.style(f"{command} {read.by}", dim=True))
         elif read.unknown:
             below.add(f"by an event {text.one_line(read.unknown)}")
-    hidden = len(call.reads) - READS_SHOWN + call.more_reads
+    told = len(call.reads) + len(call.looks)
+    hidden = told + call.more_reads - len(call.reads[:READS_SHOWN]) - len(call.looks[:READS_SHOWN])
     if hidden > 0:
-        node.add(f"read  {text.plural(hidden, 'more cell')} (--json tells the first {len(call.reads)})")
+        node.add(f"read  {text.plural(hidden, 'more cell')} (--json tells the first {told})")
     for write in call.writes:
         before = _told(write.before) if write.was_there else "nothing"
         after = _told(write.after) if write.is_there else "nothing"

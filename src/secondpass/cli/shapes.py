@@ -438,6 +438,21 @@ class WriteReport(Shape):
     written: float | None
 
 
+class LookReport(Shape):
+    """A row of a lookup that a call looked up."""
+
+    lookup: str
+    key: Any
+    there: bool
+    row: Any
+    since: Annotated[
+        int | None,
+        says(
+            "the position of the reload since which it was there; null for one before all that was run again"
+        ),
+    ]
+
+
 class EmittedReport(Shape):
     """An output that came of the record."""
 
@@ -461,6 +476,7 @@ class CallReport(Shape):
     results: Annotated[list[Any], says("the events that it put out")]
     reads: list[ReadReport]
     more_reads: Annotated[int, says("cells beyond those that are listed")]
+    looks: Annotated[list[LookReport], says("what it looked up")]
     iterated: Annotated[list[str], says("tables that it went through from end to end")]
     writes: list[WriteReport]
     emitted: Annotated[list[Any], says("[stream, event] of each event on a named output")]

@@ -23,7 +23,7 @@ from secondpass.engine.recorded import Recorded, outputs_from
 from secondpass.engine.replay import Base, Commanded, Replay, records_of
 from secondpass.engine.seek import Seeker
 from secondpass.engine.snapshots import Kept
-from secondpass.engine.trail import Called, Changed, Place, Touched, Trail, Watch
+from secondpass.engine.trail import Called, Changed, Looked, Place, Touched, Trail, Watch
 from secondpass.errors import InputError, NotRepeated, SettingsError
 from secondpass.event import UntypedEvent
 from secondpass.record import DeadLetter, Firing, Late, Refused, Retry, Tick, error_text, trace_text
@@ -84,6 +84,18 @@ class Write:
 
 
 @dataclass(frozen=True)
+class Look:
+    """A row of a lookup, as a call found it."""
+
+    lookup: str
+    key: Any
+    there: bool
+    row: Any
+    since: int | None
+    """The position of the reload since which the lookup holds what it held; None for one before `Explanation.since`."""
+
+
+@dataclass(frozen=True)
 class Emitted:
     """An output, with its number in its stream."""
 
@@ -105,6 +117,8 @@ class Call:
     reads: tuple[Read, ...] = ()
     more_reads: int = 0
     """Beyond those that are told."""
+    looks: tuple[Look, ...] = ()
+    """What it looked up."""
     iterated: tuple[str, ...] = ()
     """Tables that it went through from end to end."""
     writes: tuple[Write, ...] = ()
@@ -375,6 +389,7 @@ def _call(call: Called, older: dict[Place, Changed], why: str) -> Call:
         results=tuple(call.results),
         reads=tuple(_read(touched, task, older, why) for touched in call.reads),
         more_reads=call.more_reads,
+        looks=tuple(_look(look) for look in call.looks),
         iterated=tuple(call.iterated),
         writes=tuple(_write(touched, task) for touched in call.writes),
         emitted=tuple(call.emitted),
@@ -410,6 +425,11 @@ def _read(touched: Touched, task: Task[Any], older: dict[Place, Changed], why: s
         writer = Writer(None, unknown=why if touched.before is not MISSING else "")
     there = (touched.before is not MISSING or is_value) and not touched.expired
     return Read(place.name, place.key, there, value, written, touched.expired, writer)
+
+
+def _look(look: Looked) -> Look:
+    there = look.found is not MISSING
+    return Look(look.name, look.key, there, look.found if there else None, look.since)
 
 
 def _write(touched: Touched, task: Task[Any]) -> Write:

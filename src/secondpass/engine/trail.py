@@ -6,12 +6,12 @@ what it holds already is no change. In a table with a time to live each assignme
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from secondpass.change import Link
-from secondpass.engine.replay import Restarted
+from secondpass.engine.replay import Commanded, Restarted
 from secondpass.engine.walk import Onlooker
 from secondpass.state import MISSING, CallValues, Moment, Table, TableSpec
 from secondpass.step import Step
@@ -50,6 +50,17 @@ class Touched:
 
 
 @dataclass
+class Looked:
+    """A row of a lookup, as a call found it; MISSING where there is none."""
+
+    name: str
+    key: Any
+    found: Any
+    since: int | None
+    """The position of the reload that brought it there or left it; None where that lies before all that was run again."""
+
+
+@dataclass
 class Called:
     """One call, or why there was none."""
 
@@ -62,8 +73,9 @@ class Called:
     error: BaseException | None = None
     reads: list[Touched] = field(default_factory=list[Touched])
     more_reads: int = 0
+    looks: list[Looked] = field(default_factory=list[Looked])
     iterated: list[str] = field(default_factory=list[str])
-    """Tables that it went through."""
+    """Tables and lookups that it went through."""
     writes: list[Touched] = field(default_factory=list[Touched])
     emitted: list[tuple[str, Any]] = field(default_factory=list[tuple[str, Any]])
     counts: dict[str, int] = field(default_factory=dict[str, int])
@@ -89,6 +101,7 @@ class Watch(Onlooker):
         self._wanted = wanted
         self.trails: dict[int, Trail] = {}
         self.changed: dict[Place, Changed] = {}
+        self._reloads: dict[str, int] = {}
         self._record: Changed = Changed(-1, None)
         self._trail: Trail | None = None
         self._call: Called | None = None
@@ -101,6 +114,8 @@ class Watch(Onlooker):
 
     def begin(self, position: int, record: Any, now: float) -> None:
         self._record = Changed(position, record)
+        if isinstance(record, Commanded) and record.details["asked"] == "reload":
+            self._reloads[record.details["task"]] = position
         if position in self._wanted:
             self._trail = self.trails[position] = Trail(position, record, now)
             self._call = Called()
@@ -145,6 +160,16 @@ class Watch(Onlooker):
             call.more_reads += 1
         elif all(touched.place != place for touched in call.reads):
             call.reads.append(Touched(place, entry, expired=expired, by=self.changed.get(place)))
+
+    def looked(self, name: str, key: Any, found: Any) -> None:
+        """A call looks into a lookup."""
+        call = self._call
+        if call is None:
+            return
+        if len(call.reads) + len(call.looks) >= READS_TOLD:
+            call.more_reads += 1
+        elif all((look.name, look.key) != (name, key) for look in call.looks):
+            call.looks.append(Looked(name, key, found, self._reloads.get(name)))
 
     def scheduled(self, step: Step, name: str, time: float) -> None:  # noqa: ARG002 - as above
         self.changed[Place(step.task.name, name, None)] = self._record
@@ -214,6 +239,8 @@ class _WatchedStep(Step):
         }
         self.values = _WatchedValues(shape.values, link.values, link.name, watch)
         attach(self.task, _values=self.values)
+        watched = {name: _WatchedLookup(name, held, watch) for name, held in link.task._lookups.items()}
+        attach(self.task, **watched)
         attach_state(self.task, self.tables, self.moment, self.timing)
         self._parts = [*self.tables.values(), self.values]
 
@@ -251,6 +278,33 @@ class _WatchedTable(Table[Any, Any]):
             new = cells.get(key, MISSING)
             if new is not old and new != old:
                 self._watch.wrote(Place(self._task, self._spec.name, key), old, new)
+
+
+class _WatchedLookup(Mapping[Any, Any]):
+    def __init__(self, name: str, held: Mapping[Any, Any], watch: Watch) -> None:
+        self._name = name
+        self._held = held
+        self._watch = watch
+
+    def __getitem__(self, key: Any) -> Any:
+        found = self._held.get(key, MISSING)
+        self._watch.looked(self._name, key, found)
+        if found is MISSING:
+            raise KeyError(key)
+        return found
+
+    def __iter__(self) -> Iterator[Any]:
+        self._watch.iterated(self._name)
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def copy(self) -> dict[Any, Any]:
+        return dict(self.items())
+
+    def __repr__(self) -> str:
+        return repr(self._held)
 
 
 class _WatchedValues(CallValues):
