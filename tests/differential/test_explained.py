@@ -107,8 +107,17 @@ def wrong(app: App, directory: Path, bases: Callable[[StoreReader], Any], *, swe
                     by = want.changed[position].get(place)
                     # Of a cell that is not there nobody is named who lies before a snapshot: it may have expired.
                     unnamed = read.by.position is None and not read.there
-                    if by != read.by.position and not (
-                        unnamed and (swept or place not in want.before[position])
+                    # Far away, what was changed and changed back within an epoch counts for nothing.
+                    there = want.before[position].get(place)
+                    as_it_was = (
+                        swept
+                        and read.by.position is not None
+                        and want.before[read.by.position + 1].get(place) == there
+                    )
+                    if (
+                        by != read.by.position
+                        and not as_it_was
+                        and not (unnamed and (swept or place not in want.before[position]))
                     ):
                         return f"{position}: {place} was changed last by {by}, not {read.by}"
                 mine |= {(call.task, w.name, w.key) for w in call.writes}

@@ -3,8 +3,9 @@
     forward     the engine runs to the place, noting which epoch changed each cell last
     writers     the engine runs once more, and the plain loop takes over in just those epochs
 
-Both give what the plain loop gives over the whole stretch, several times as fast. Where commands changed cells, or a
-start renamed them, the plain loop does it all.
+Both give what the plain loop gives over the whole stretch, several times as fast, but for one thing: a cell that was
+changed and changed back within an epoch was not changed. Where commands changed cells, or a start renamed them, the plain
+loop does it all.
 """
 
 from __future__ import annotations

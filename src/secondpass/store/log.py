@@ -609,16 +609,19 @@ class StoredLog:
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the process may be at its end
-            self._let_go()
+            self._close_files()  # and not the numbers: somebody may still look at them
 
     def _let_go(self) -> None:
+        self._close_files()
+        if self._ends is not None:
+            self._ends.close()
+
+    def _close_files(self) -> None:
         fds, self._locks = [*self._locks.values(), self._fd, self._sync_fd, self._wake_fd], {}
         self._fd = self._sync_fd = self._wake_fd = -1
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        if self._ends is not None:
-            self._ends.close()
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:
