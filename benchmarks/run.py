@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,15 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "explanation" / "performance.md"
 BEGIN, END = "<!-- results: begin", "<!-- results: end -->"
 
-# name, title, arguments, arguments of a quick run
+# name (the script, and behind a colon what else tells it), title, arguments, arguments of a quick run
 ALL = [
     ("cheap_chains", "Cheap chains, file to file", ["--rounds", "3"], ["--events", "50000", "--rounds", "1"]),
     ("by_hand", "The usual hand-made design", ["--events", "50000", "--rounds", "1"],
      ["--events", "2000", "--rounds", "1"]),
     ("every_core", "Tasks on every core", ["--events", "16000"],
      ["--events", "1000", "--cheap-events", "50000", "--rounds", "1"]),
+    ("every_core:long", "Tasks on every core, in a longer run", ["--events", "32000", "--rounds", "4", "--only", "no state"],
+     ["--events", "1000", "--rounds", "1", "--only", "no state"]),
     ("shipping", "An event's way to a worker and back", [], ["--events", "4000", "--rounds", "1"]),
     ("simulate_workers", "Many workers, simulated", [], ["--quick"]),
     ("commands", "Commands to a running chain", [], ["--cells", "10000", "--each", "3"]),
@@ -54,10 +57,11 @@ def main() -> None:
         if given.only and name not in given.only:
             continue
         arguments = quick if given.quick else full
-        command = f"python benchmarks/{' '.join([name + '.py', *arguments])}"
+        script = f"{name.partition(':')[0]}.py"
+        command = f"python benchmarks/{shlex.join([script, *arguments])}"
         print(f"$ {command}", file=sys.stderr, flush=True)
         done = subprocess.run(
-            [sys.executable, str(HERE / f"{name}.py"), *arguments],
+            [sys.executable, str(HERE / script), *arguments],
             stdout=subprocess.PIPE,
             text=True,
             check=True,
