@@ -78,7 +78,9 @@ class Flowing:
             yield Seen(cid=n % CAMERAS, time=n / 1000)
             n += 1
             if n % 100 == 0:
-                time.sleep(0.001)
+                time.sleep(
+                    0.001
+                )  # a stream with gaps, so that what a reload holds is not lost in an epoch's work
 
 
 def put(path: Path, held: dict[int, Camera]) -> None:
@@ -101,7 +103,7 @@ def held_ms(rows: int, changed: int, directory: Path) -> float:
     def change() -> None:
         put(file, cameras(rows, changed))
         while not hubs[0].held:
-            time.sleep(0.01)
+            time.sleep(0.01)  # looks again whether the reload is done
         source.enough.set()
 
     def started(hub: Any) -> None:

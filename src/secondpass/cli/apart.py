@@ -58,7 +58,7 @@ def _alone(work: Callable[[], int], parent: int) -> int:
                 _OWN.write_text(str(NICE))
                 break
             except BlockingIOError:  # the kernel allows it ten times a second
-                time.sleep(0.1)
+                time.sleep(0.1)  # when it allows the next
             except OSError:
                 break
         os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), NICE))
