@@ -87,9 +87,7 @@ def ran(case: cases.Case, directory: Path) -> tuple[App, Path] | None:
     return App("case", sources=sources, tasks=case.tasks()), directory / "store"
 
 
-def wrong(
-    app: App, directory: Path, bases: Callable[[StoreReader], Any], *, swept: bool, far: bool = False
-) -> str | None:
+def wrong(app: App, directory: Path, bases: Callable[[StoreReader], Any], *, swept: bool) -> str | None:
     """The first thing that an explanation says otherwise than the search by force."""
     store = StoreReader.open_to_read(directory)
     try:
@@ -109,17 +107,8 @@ def wrong(
                     by = want.changed[position].get(place)
                     # Of a cell that is not there nobody is named who lies before a snapshot: it may have expired.
                     unnamed = read.by.position is None and not read.there
-                    # Far away, what was changed and changed back within an epoch counts for nothing.
-                    there = want.before[position].get(place)
-                    as_it_was = (
-                        far
-                        and read.by.position is not None
-                        and want.before[read.by.position + 1].get(place) == there
-                    )
-                    if (
-                        by != read.by.position
-                        and not as_it_was
-                        and not (unnamed and (swept or place not in want.before[position]))
+                    if by != read.by.position and not (
+                        unnamed and (swept or place not in want.before[position])
                     ):
                         return f"{position}: {place} was changed last by {by}, not {read.by}"
                 mine |= {(call.task, w.name, w.key) for w in call.writes}
@@ -146,5 +135,5 @@ def test_who_changed_what_was_read_is_who_did(
             ):
                 monkeypatch.setattr(seek, "FAR", far)  # from so many records on the engine runs them
                 monkeypatch.setattr(seek, "NEAR", 1)
-                told = wrong(app, store, way, swept=swept, far=far == 2)
+                told = wrong(app, store, way, swept=swept)
                 assert told is None, f"{told}\n{case}"

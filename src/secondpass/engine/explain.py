@@ -257,7 +257,7 @@ class Explainer:
         recorded = Recorded(self._store, self._app.streams, base.numbers, base.letters)
         watch = _Compared(positions, recorded)
         self.told(base.position, max(positions) + 1)
-        walk, epochs = self._seeker.forward(base, min(positions), max(positions) + 1, recorded)
+        walk, far = self._seeker.forward(base, min(positions), max(positions) + 1, recorded)
         near = walk.position
         try:
             walk.watched_by(watch, watch.make)
@@ -271,7 +271,7 @@ class Explainer:
             for touched in call.reads
             if touched.by is None and touched.before is not MISSING
         }
-        older = {} if epochs is None else self._seeker.writers(base, near, missing, epochs)
+        older = self._seeker.writers(base, near, missing) if far else {}
         before, why = self._before(base, missing - set(older))
         older |= before
         return {
