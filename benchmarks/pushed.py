@@ -91,7 +91,7 @@ class Watched:
             self.read_s += time.thread_time() - began
             return found
 
-        feed.read = timed  # type: ignore[method-assign]
+        feed.read = timed  # type: ignore[method-assign]  # the same call, timed
         self.feed = feed
 
     def epoch(self, hub: Hub) -> None:
@@ -187,7 +187,7 @@ def latency_ms(directory: Path, events: int) -> float:
 
     def append() -> None:
         for n in range(events):
-            time.sleep(0.01)
+            time.sleep(0.01)  # so that each finds the app idle
             log.append(Detection(cid=n, time=time.monotonic(), lane=0, score=0.5))
 
     thread = threading.Thread(target=append)

@@ -196,11 +196,11 @@ def worker_us(directory: Path, task: Any, profile: Any = None) -> tuple[float, i
             kept.append(message)
         submit(self, worker, flight, message, limit_s)
 
-    Crew.submit = keeping  # type: ignore[method-assign]
+    Crew.submit = keeping  # type: ignore[method-assign]  # notes what goes out
     try:
         ship(directory, [task])
     finally:
-        Crew.submit = submit  # type: ignore[method-assign]
+        Crew.submit = submit  # type: ignore[method-assign]  # as it was
     idle = type(task)(spins=0).options(place="workers")
     best, events = float("inf"), sum(len(bundle.decode_bundle(m.body).positions) for m in kept)
     for i in range(4):
@@ -238,11 +238,11 @@ def starts_ms(directory: Path, rounds: int) -> tuple[list[float], list[float]]:
         message.append(made)
         submit(self, worker, flight, made, limit_s)
 
-    Crew.submit = keeping  # type: ignore[method-assign]
+    Crew.submit = keeping  # type: ignore[method-assign]  # notes what goes out
     try:
         app.run(store=None, workers=1)
     finally:
-        Crew.submit = submit  # type: ignore[method-assign]
+        Crew.submit = submit  # type: ignore[method-assign]  # as it was
     number = bundle.decode_bundle(message[0].body).number
     cold, warm = list[float](), list[float]()
     for _ in range(rounds):

@@ -45,7 +45,7 @@ def write(path: str, events: int, rate: float) -> None:
         due = time.monotonic()
         for n in range(events):
             due += 1 / rate
-            time.sleep(max(0.0, due - time.monotonic()))
+            time.sleep(max(0.0, due - time.monotonic()))  # at the rate that is asked for
             file.write(b'{"cid":%d,"time":%d.0,"sent_s":%.9f}\n' % (n % 100, n, time.monotonic()))
 
 
