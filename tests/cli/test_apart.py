@@ -33,8 +33,7 @@ sys.exit(apart.apart(work))
 
 
 def priorities() -> tuple[int, str]:
-    group = Path("/proc/self/autogroup")
-    return os.getpriority(os.PRIO_PROCESS, 0), group.read_text().split()[-1] if group.exists() else ""
+    return os.getpriority(os.PRIO_PROCESS, 0), apart._OWN.read_text().split()[-1]
 
 
 @pytest.mark.skipif(not GROUPED, reason="the kernel does not group processes by session")
@@ -50,13 +49,21 @@ def test_it_has_low_priority_within_its_session_and_beside_others(capfd: pytest.
     assert priorities() == before
 
 
-def test_without_such_groups_it_is_done_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(apart, "_ENABLED", tmp_path / "none")
-    before = priorities()[0]
+@pytest.mark.parametrize("file, text", [("_ENABLED", None), ("_ENABLED", "0\n"), ("_OWN", None), ("_OWN", "")])
+def test_without_such_groups_it_is_done_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, text: str | None
+) -> None:
+    there = {"_ENABLED": "1\n", "_OWN": "/autogroup-7 nice 0\n"} | {file: text}
+    for name, found in there.items():
+        path = tmp_path / name
+        if found is not None:
+            path.write_text(found)
+        monkeypatch.setattr(apart, name, path)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
     seen: list[int] = []
 
     def work() -> int:
-        seen.extend([os.getpid(), priorities()[0]])
+        seen.extend([os.getpid(), os.getpriority(os.PRIO_PROCESS, 0)])
         return 3
 
     assert apart.apart(work) == 3

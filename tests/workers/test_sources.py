@@ -500,7 +500,7 @@ def test_one_that_gives_something_after_its_run_appends_nothing(app: App, tmp_pa
 
 
 def write(directory: Path, text: str) -> Path:
-    path = directory / "fed_app.py"
+    path = directory / "sourced_app.py"
     head = """
         import itertools, os, time
         from secondpass import App, Event
@@ -605,7 +605,7 @@ def here():
 def running(directory: Path) -> tuple[subprocess.Popen[bytes], psutil.Process]:
     """An app with a process of a source, once both have given something."""
     hub = subprocess.Popen(
-        [COMMAND, "run", "fed_app.py", "--quiet"],
+        [COMMAND, "run", "sourced_app.py", "--quiet"],
         cwd=directory,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

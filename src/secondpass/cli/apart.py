@@ -42,8 +42,9 @@ def apart(work: Callable[[], int]) -> int:
 
 
 def _by_session() -> bool:
+    """Whether this process is in such a group: one in a cgroup of its own is in none, and the file is empty."""
     with contextlib.suppress(OSError):
-        return _ENABLED.read_text().strip() == "1"
+        return _ENABLED.read_text().strip() == "1" and bool(_OWN.read_text().strip())
     return False
 
 
