@@ -49,7 +49,9 @@ def test_it_has_low_priority_within_its_session_and_beside_others(capfd: pytest.
     assert priorities() == before
 
 
-@pytest.mark.parametrize("file, text", [("_ENABLED", None), ("_ENABLED", "0\n"), ("_OWN", None), ("_OWN", "")])
+@pytest.mark.parametrize(
+    ("file", "text"), [("_ENABLED", None), ("_ENABLED", "0\n"), ("_OWN", None), ("_OWN", "")]
+)
 def test_without_such_groups_it_is_done_here(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, text: str | None
 ) -> None:

@@ -102,6 +102,12 @@ def parcel(content: Any) -> Parcel:
     return Parcel(*pack_beside(content))
 
 
+def without_events(number: int, task: int) -> Parcel:
+    """A bundle that only lets a worker set a task up."""
+    events, keys = encode_events([]), encode_keys([], plain=True)
+    return parcel((number, task, KEYED, False, False, events, [], [], None, keys, {}, {}))
+
+
 def encode_events(events: Sequence[Any]) -> Any:
     """Events in a form that `parcel` makes bytes of, and `decode_events` events again."""
     kinds = dict.fromkeys(map(type, events))

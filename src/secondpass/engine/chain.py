@@ -35,6 +35,8 @@ class Chain:
         lookups: Mapping[str, Contents[Any, Any]] | None = None,
     ) -> None:
         self.crew = crew
+        self.warming = False
+        """Whether tasks that should run on workers run here until those have started."""
         self.lookups: Mapping[str, Contents[Any, Any]] = lookups or {}
         """What the tasks look into."""
         self._streams = streams or {}
@@ -116,10 +118,27 @@ class Chain:
         self._keep_changes(outcome, epoch, [stage for stage in self.stages if not stage.stopped])
         return outcome
 
+    def warm_up(self) -> None:
+        """Start workers where tasks should run on them and may run here meanwhile."""
+        self.warming = False
+        if self.crew is None or any(stage.timers and not stage.stopped for stage in self.stages):
+            return
+        places = self.placement.wanted([i for i, stage in enumerate(self.stages) if not stage.stopped])
+        if not any(places) or not self.placement.may_run_here(places):
+            return
+        if not self.crew.started:
+            self.crew.warm_up(
+                {s.number: s.given for s, place in zip(self.stages, places, strict=True) if place}
+            )
+        self.warming = not self.crew.warm()
+
     def _places(self, epoch: Epoch, started: list[int]) -> list[bool]:
         """For each stage: whether it runs on workers."""
         if epoch.dangerous and self.crew is not None:
             return [True] * len(self.stages)
+        if self.warming:
+            self.placement.keep_inline("the workers are starting")
+            return [False] * len(self.stages)
         return self.placement.choose(started)
 
     def _in_turn(self, epoch: Epoch, started: list[int], careful: bool) -> tuple[Parts, list[Any], Any]:

@@ -21,12 +21,12 @@ from secondpass.engine.compare import codecs_of
 from secondpass.engine.crew import Crew
 from secondpass.engine.live import KINDS, task_of
 from secondpass.engine.overlay import Delta
-from secondpass.engine.placement import never_inline
+from secondpass.engine.placement import needs_workers, never_inline
 from secondpass.engine.recipe import NotPortable, apps_at_rest
 from secondpass.engine.reclaim import Reclaim
 from secondpass.engine.stage import Stage
 from secondpass.engine.trial import Trial
-from secondpass.errors import ChangeRefused, SecondpassError
+from secondpass.errors import ChangeRefused, SecondpassError, SetupFailed
 from secondpass.loading import load_again
 from secondpass.lookups import LookupSpec
 from secondpass.record import NEW_TASK, Change, error_text
@@ -71,6 +71,8 @@ class Preparation:
         self._given = given
         """A task object that came with a command from this process."""
         self._links = chain.links
+        self._new_order: tuple[Task[Any], ...] = ()
+        """The tasks as the workers of a new crew know them."""
         self._recent = {stage.name: list(stage.recent) for stage in chain.stages}
         self._not_set_up = {stage.name for stage in chain.stages if not stage.is_bound}
         self._began = time.monotonic()
@@ -88,6 +90,29 @@ class Preparation:
                 f"to load the code, set the task up and try it took longer than {PREPARATION_LIMIT_S:g} s"
             )
         return self._ready.is_set()
+
+    def warm(self) -> bool:
+        """Whether its workers have started and set their tasks up, so that the stream need not wait for them.
+
+        For the hub's thread, with which they end.
+        """
+        crew, running = self.crew, self._chain.crew
+        if crew is None or running is None or self.refusal is not None or not running.started:
+            return True
+        try:
+            if not crew.started:
+                crew.warm_up(self._on_workers())
+            return crew.warm()
+        except SetupFailed as error:
+            self.refusal = str(error)
+            return True
+
+    def _on_workers(self) -> dict[int, Task[Any]]:
+        """The tasks that are expected to run there, by the numbers that the new workers know them by."""
+        there = {name for name, gauge in self._chain.placement.by_name().items() if gauge.on_workers}
+        return {
+            i: t for i, t in enumerate(self._new_order) if t.name in there or needs_workers(t) is not None
+        }
 
     def wait(self) -> None:
         """Wait until it is ready."""
@@ -217,13 +242,11 @@ class Preparation:
             from copy import copy
 
             twin = copy(self.app)
-            twin.tasks = (*tasks, task)
+            twin.tasks = self._new_order = (*tasks, task)
             try:
                 self.crew = self._make_crew(twin)
             except NotPortable as error:
                 raise ChangeRefused(f"{error}") from error
-            if self.crew is not None and chain.crew.started:
-                self.crew.warm_up()
         if self.command.kind == "replace" and self.command.trial != 0:
             recent = self._recent.get(task.name, [])
             count = len(recent) if self.command.trial is None else self.command.trial

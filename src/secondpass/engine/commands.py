@@ -124,7 +124,8 @@ class Commands:
             )
         if wait:
             found.preparation.wait()
-        return found.preparation if found.preparation.ready else None
+            return found.preparation
+        return found.preparation if found.preparation.ready and found.preparation.warm() else None
 
     def too_late(self, command: Command) -> bool:
         """Whether it was meant for a run that has ended."""

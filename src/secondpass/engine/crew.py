@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from secondpass.engine.bundle import decode_answer, without_events
 from secondpass.engine.executor import Death, Done, Executor, Lost, Parcel
 from secondpass.engine.lookups import Held, Lookups
 from secondpass.engine.quarantine import OUTSIDE_MAX, Quarantine, cause
@@ -14,9 +15,15 @@ from secondpass.engine.schedule import Sent
 from secondpass.engine.summary import Deaths, Summary
 from secondpass.errors import SetupFailed
 from secondpass.record import Verdict
+from secondpass.task import Task
 
 IN_HAND = 2
 """Bundles that a worker has at once: one that runs, and one so that it need not wait for the next."""
+
+
+def setup_failed(task: str, text: str, trace: str) -> SetupFailed:
+    """What to raise where a task's `setup()` raised on a worker."""
+    return SetupFailed(f"task {task}: setup() failed on a worker: {text}\n{trace}".rstrip(), task=task)
 
 
 class Flight(NamedTuple):
@@ -50,6 +57,8 @@ class Crew:
         self._executor: Executor | None = None
         self._flights: list[deque[Flight]] = [deque() for _ in range(size)]
         self._given_up: set[int] = set()
+        self._warming: dict[int, str] = {}
+        """The bundles without events that are on their way, and the tasks that they set up."""
         self._number = 0
         self._setups_lost: dict[str, int] = {}
         self._unexplained = 0
@@ -65,9 +74,26 @@ class Crew:
         """Whether there are processes."""
         return self._executor is not None
 
-    def warm_up(self) -> None:
-        """Start what loads the tasks, so that the first bundle need not wait for it."""
-        self._executor = self.executor
+    def warm_up(self, tasks: Mapping[int, Task[Any]]) -> None:
+        """Start the workers and set tasks up there, so that no event need wait for that; `warm` tells when it is done."""
+        for index, task in tasks.items():
+            for worker in range(min(self.size, task._options.copies or self.size)):
+                number = self.next_number()
+                self._warming[number] = task.name
+                self._submit_unasked(worker, number, without_events(number, index))
+
+    def warm(self) -> bool:
+        """Whether nothing is left of a warming up; raises `SetupFailed` where a task could not be set up."""
+        for event in self.wait(0.0) if self._warming else ():
+            if isinstance(event, Lost):
+                self.crashed(event.worker)  # the first event there meets it again, if it is no accident
+                continue
+            answer = decode_answer(event.answer.body)
+            task = self._warming.get(answer.number, "")
+            self.landed(event.worker, answer.number)
+            if answer.setup_error is not None:
+                raise setup_failed(task, *answer.setup_error)
+        return not self._warming
 
     def next_number(self) -> int:
         self._number += 1
@@ -106,9 +132,13 @@ class Crew:
         message = self._lookups.since(self._known[worker], number)
         self._known[worker] = self._lookups.version
         if message is not None:
-            self._flights[worker].append(Flight(number, None, Sent([], {}, whole=False), alone=False))
-            self._given_up.add(number)  # nobody waits for its answer
-            self.executor.submit(worker, number, message)
+            self._submit_unasked(worker, number, message)
+
+    def _submit_unasked(self, worker: int, number: int, message: Parcel) -> None:
+        """Give a worker a bundle for whose answer no lane waits."""
+        self._flights[worker].append(Flight(number, None, Sent([], {}, whole=False), alone=False))
+        self._given_up.add(number)
+        self.executor.submit(worker, number, message)
 
     def renew(self, worker: int) -> None:
         self._known[worker] = -1
@@ -124,11 +154,14 @@ class Crew:
         self._unexplained = 0
         flight = self._flights[worker].popleft()
         assert flight.number == number
+        self._warming.pop(number, None)
         return None if number in self._given_up else flight
 
     def crashed(self, worker: int) -> list[Flight]:
         """A worker is gone: what it had in hand."""
         flights = [f for f in self._flights[worker] if f.number not in self._given_up]
+        for flight in self._flights[worker]:
+            self._warming.pop(flight.number, None)
         self._flights[worker].clear()
         self._known[worker] = -1
         return flights

@@ -9,7 +9,6 @@ Invariant: a generator is resumed after a `yield` only when what it yielded is d
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import os
@@ -123,6 +122,8 @@ def _consume(generator: Generator[Any, Any, Any], give: Give, stopping: threadin
 def _run_async(
     found: AsyncGenerator[Any, Any] | Coroutine[Any, Any, Any], give: Give, stopping: threading.Event
 ) -> None:
+    import asyncio  # a third of what a run imports, and few sources are async
+
     async def consume() -> None:
         if inspect.iscoroutine(found):
             await asyncio.to_thread(give, await found)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from secondpass.engine.bundle import decode_answer
-from secondpass.engine.crew import Crew, Flight
+from secondpass.engine.crew import Crew, Flight, setup_failed
 from secondpass.engine.executor import BETWEEN, DECODING, SETTING_UP, Death, Done, Lost
 from secondpass.engine.lanes import InlineLane, WorkerLane
 from secondpass.engine.quarantine import cause
@@ -127,11 +127,7 @@ class Flow:
                 lane: WorkerLane = flight.lane
                 lane.gauge.bytes += event.answer.size
                 if answer.setup_error is not None:
-                    text, trace = answer.setup_error
-                    raise SetupFailed(
-                        f"task {lane.stage.name}: setup() failed on a worker: {text}\n{trace}".rstrip(),
-                        task=lane.stage.name,
-                    )
+                    raise setup_failed(lane.stage.name, *answer.setup_error)
                 self._crew.set_up(lane.stage.name)
                 if lane not in self._remote:
                     continue

@@ -44,10 +44,11 @@ from secondpass.state import MISSING
 from secondpass.store.format import CellCodec
 from secondpass.task import keys_of
 
-BUNDLE_S, BUNDLE_MANY_S = 0.008, 0.004
-"""A bundle takes about this long: long beside the way there and back (0.1 ms of the hub), short beside an epoch.
+BUNDLE_S, BUNDLE_MANY_S, BUNDLE_FREE_S = 0.008, 0.004, 0.02
+"""A bundle takes about this long: long beside the way there and back (0.2 ms of the hub), short beside an epoch.
 
-Many workers share an epoch's width, and shorter bundles spread it better (`benchmarks/simulate_workers.py`).
+Many workers share an epoch's width, and shorter bundles spread it better (`benchmarks/simulate_workers.py`). One of a
+task without state may be longer: none of its events makes another wait.
 """
 MANY = 4
 BUNDLE_BYTES = 16 * 1024 * 1024
@@ -201,7 +202,7 @@ class WorkerLane(Lane):
     def size(self, workers: int) -> int:
         """How many events the next bundle should have; smaller ones towards the end, so that all end together."""
         gauge = self.gauge
-        bundle_s = BUNDLE_MANY_S if workers > MANY else BUNDLE_S
+        bundle_s = BUNDLE_FREE_S if not self._stateful else BUNDLE_MANY_S if workers > MANY else BUNDLE_S
         wanted = round(bundle_s / (gauge.cost_s or _UNKNOWN_S))
         if self.batches:
             wanted = max(wanted, BATCH)  # it is faster with many, or would not be written so

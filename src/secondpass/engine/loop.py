@@ -42,6 +42,8 @@ from secondpass.timetable import Timetable
 
 _IDLE_MIN_S, _IDLE_MAX_S, _AWAKE_S = 0.001, 0.05, 2.0
 _RAW_MAX = 64 * 1024
+WARMING_S = 0.02
+"""Until workers have started, which takes a tenth of a second, the hub works so long between two looks at them."""
 SHORTER = 8
 """So many times shorter epochs are while cells are deleted for a command."""
 
@@ -115,7 +117,8 @@ class Hub:
                 continue
             rows = self.commit(epoch, outcome)  # 3. commit
             self.outbox.deliver(rows, outcome.streams)  # 4. deliver
-            self.pacer.ran(epoch.count, time.perf_counter() - began, heavy=self.chain.placement.heavy)
+            if not self.chain.warming:
+                self.pacer.ran(epoch.count, time.perf_counter() - began, heavy=self.chain.placement.heavy)
             self.on_epoch(self)
         self.finish()
 
@@ -261,7 +264,10 @@ class Hub:
         command = None if judged else self.commands.next_epoch(number)
         if command is not None:
             return command
+        self.chain.warm_up()
         limit = self.pacer.limit()
+        if self.chain.warming:
+            limit = min(limit, int(WARMING_S / self.chain.placement.cost_s()) or 1)
         if self._reclaim is not None:
             limit = max(1, limit // SHORTER)  # a command waits for what is done between two epochs
         if self.limit is not None:

@@ -141,9 +141,8 @@ class Placement:
         for gauge in self.gauges:
             gauge.on_workers, gauge.inline = False, True
 
-    def choose(self, started: Collection[int]) -> list[bool]:
-        """For each task: whether it runs on workers in the next epoch; `started` are those that run."""
-        self.why = ""
+    def wanted(self, started: Collection[int]) -> list[bool]:
+        """For each task: whether it should run on workers in the next epoch; `started` are those that run."""
         if not self._workers:
             return [False] * len(self._tasks)
         places = [
@@ -159,6 +158,12 @@ class Placement:
             )
             if dear and any(places[:i] + places[i + 1 :]):
                 places[i] = True
+        return places
+
+    def choose(self, started: Collection[int]) -> list[bool]:
+        """For each task: whether it does run there."""
+        self.why = ""
+        places = self.wanted(started)
         for gauge, place in zip(self.gauges, places, strict=True):
             gauge.on_workers = place
             gauge.inline |= not place
@@ -166,6 +171,18 @@ class Placement:
             if gauge.inline_epochs > FORGET_AFTER:
                 gauge.width, gauge.inline_epochs = None, 0
         return places
+
+    def may_run_here(self, places: list[bool]) -> bool:
+        """Whether tasks that should run on workers may run in the hub as well."""
+        return not self.isolated and all(
+            task._options.place == "auto" and needs_workers(task) is None
+            for task, place in zip(self._tasks, places, strict=True)
+            if place
+        )
+
+    def cost_s(self) -> float:
+        """Seconds of one event in all tasks, as far as it is known."""
+        return sum(gauge.cost_s or 0.0 for gauge in self.gauges)
 
     @property
     def heavy(self) -> bool:
