@@ -5,7 +5,8 @@
 The chain has a table of a million cells, a task of 0.2 ms on two workers, and a cheap one. While events flow, a second
 thread gives commands of every kind, one after the other. What is made ready beside the stream (loading, `setup`, a trial,
 new workers) does not count, since events flow meanwhile; the commit of the command does. The baseline is the same
-run's commits of epochs.
+run's commits of epochs. Beside it: how long it is from the position until a worker has run its next bundle, which
+takes about 20 ms for a task without state, with a command and without.
 
 The second table is about a time to live that becomes longer, by `set`, by `replace` and by `add` of a task that had left:
 nothing that has expired must come back. What has expired is deleted before the command has its position, a little between
@@ -30,6 +31,7 @@ from live_tasks import Busy, Known, Mark, Other, Seen
 
 from secondpass import App
 from secondpass.control import Control
+from secondpass.engine.lanes import WorkerLane
 
 WORKERS = 2
 BOUND_MS = 50.0
@@ -81,6 +83,15 @@ class Fed:
 def every_kind(cells: int, each: int) -> None:
     hubs: list[Any] = []
     commits: list[float] = []
+    waiting: list[tuple[str, float]] = []
+    answered: dict[str, list[float]] = {}
+    receive = WorkerLane.receive
+
+    def received(lane: Any, *args: Any) -> None:
+        receive(lane, *args)
+        for kind, began in waiting[:1]:
+            answered.setdefault(kind, []).append((time.perf_counter() - began) * 1e3)
+        waiting.clear()
 
     def give() -> None:
         for i in range(each):
@@ -102,6 +113,26 @@ def every_kind(cells: int, each: int) -> None:
                 commits.append(time.perf_counter() - began)
 
         hub.store.commit = timed
+        obey, take, run_epoch = hub.obey, hub.take, hub.run_epoch
+
+        def obeying(**more: Any) -> bool:
+            began = time.perf_counter()
+            obeyed = obey(**more)
+            if obeyed:
+                waiting.append((hub.held[-1][0], began))
+            return obeyed
+
+        def taking() -> Any:
+            waiting.append(("none", time.perf_counter()))
+            return take()
+
+        def running(epoch: Any) -> Any:
+            try:
+                return run_epoch(epoch)
+            finally:
+                waiting.clear()  # where no task ran on workers
+
+        hub.obey, hub.take, hub.run_epoch = obeying, taking, running
 
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
@@ -109,19 +140,29 @@ def every_kind(cells: int, each: int) -> None:
         source = Fed(cells, give, lambda n: 0.0, 0.0)
         app = App("commands", source=source, tasks=tasks)
         control = Control(store, app)
+        WorkerLane.receive = received  # type: ignore[method-assign]
         app.run(store=store, workers=WORKERS, on_start=on_start)
+        WorkerLane.receive = receive  # type: ignore[method-assign]
     assert source.ended
     by_kind: dict[str, list[float]] = {}
     for kind, held_s in hubs[0].held:
         by_kind.setdefault(kind, []).append(held_s * 1e3)
     commit_ms = statistics.median(commits[len(commits) // 2 :]) * 1e3
     print(f"{cells:,} cells; an epoch's commit takes {commit_ms:.1f} ms (median)\n")
-    print("| command | times | median | longest | median, in commits |\n|-|-|-|-|-|")
+    print(
+        "| command | times | median | longest | median, in commits | a worker's first result, median | longest |\n"
+        "|-|-|-|-|-|-|-|"
+    )
     for kind, held in by_kind.items():
         print(
             f"| {kind} | {len(held)} | {statistics.median(held):.1f} ms | {max(held):.1f} ms "
-            f"| {statistics.median(held) / commit_ms:.1f} x |"
+            f"| {statistics.median(held) / commit_ms:.1f} x | {_median_and_longest(answered.get(kind, []))} |"
         )
+    print(f"| none: an epoch begins | | | | | {_median_and_longest(answered['none'])} |")
+
+
+def _median_and_longest(found: list[float]) -> str:
+    return f"{statistics.median(found):.1f} ms | {max(found):.1f} ms" if found else "no task on workers |"
 
 
 def longer(cells: int, half: bool, kind: str) -> float:

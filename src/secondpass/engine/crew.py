@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from secondpass.engine.bundle import decode_answer, without_events
-from secondpass.engine.executor import Death, Done, Executor, Lost, Parcel
+from secondpass.engine.executor import SETTING_UP, Death, Done, Executor, Lost, Parcel
 from secondpass.engine.lookups import Held, Lookups
 from secondpass.engine.quarantine import OUTSIDE_MAX, Quarantine, cause
 from secondpass.engine.schedule import Sent
@@ -24,6 +24,13 @@ IN_HAND = 2
 def setup_failed(task: str, text: str, trace: str) -> SetupFailed:
     """What to raise where a task's `setup()` raised on a worker."""
     return SetupFailed(f"task {task}: setup() failed on a worker: {text}\n{trace}".rstrip(), task=task)
+
+
+def setup_ended(task: str, death: Death) -> SetupFailed:
+    """What to raise where it ended the worker."""
+    return SetupFailed(
+        f"task {task}: setup() ended its worker: {cause(death)}\n{death.stack}".rstrip(), task=task
+    )
 
 
 class Flight(NamedTuple):
@@ -86,8 +93,12 @@ class Crew:
         """Whether nothing is left of a warming up; raises `SetupFailed` where a task could not be set up."""
         for event in self.wait(0.0) if self._warming else ():
             if isinstance(event, Lost):
-                self.crashed(event.worker)  # the first event there meets it again, if it is no accident
-                continue
+                death = event.death
+                task = self._warming.get(death.bundle, "")
+                self.crashed(event.worker)
+                if task and death.own and death.event == SETTING_UP:
+                    raise setup_ended(task, death)
+                continue  # an accident: the first event there waits for another worker
             answer = decode_answer(event.answer.body)
             task = self._warming.get(answer.number, "")
             self.landed(event.worker, answer.number)

@@ -14,13 +14,12 @@ from __future__ import annotations
 from typing import Any
 
 from secondpass.engine.bundle import decode_answer
-from secondpass.engine.crew import Crew, Flight, setup_failed
+from secondpass.engine.crew import Crew, Flight, setup_ended, setup_failed
 from secondpass.engine.executor import BETWEEN, DECODING, SETTING_UP, Death, Done, Lost
 from secondpass.engine.lanes import InlineLane, WorkerLane
-from secondpass.engine.quarantine import cause
 from secondpass.engine.schedule import Sent
 from secondpass.engine.stage import Cut, Passed
-from secondpass.errors import InternalError, SetupFailed, WorkerLost
+from secondpass.errors import InternalError, WorkerLost
 from secondpass.record import event_crc
 
 
@@ -166,10 +165,7 @@ class Flow:
             if flight.alone:
                 lane.suspend(flight.sent.nodes[0])
             if death.own or self._crew.setups_lost(name):
-                raise SetupFailed(
-                    f"task {name}: setup() ended its worker: {cause(death)}\n{death.stack}".rstrip(),
-                    task=name,
-                )
+                raise setup_ended(name, death)
             return
         sent = flight.sent.nodes
         if not flight.alone:

@@ -1,0 +1,116 @@
+"""While workers start, the stream goes on: in the hub at first, with the old code before a command's position."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secondpass import App
+from secondpass.control import Control
+from secondpass.errors import ChangeRefused
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Any]:
+    """Loads the app's module anew; `gate` is closed, for loading or for setting up."""
+
+    def load(when: str) -> Any:
+        monkeypatch.setenv("GATED_HUB", str(os.getpid()))
+        monkeypatch.setenv("GATED_GATE", str(tmp_path / "gate"))
+        monkeypatch.setenv("GATED_WHEN", when)
+        monkeypatch.delitem(sys.modules, "gated_app", raising=False)
+        return importlib.import_module("gated_app")
+
+    return load
+
+
+class Live:
+    """Events for as long as they are wanted."""
+
+    def __init__(self, app: Any, wanted: Callable[[int], bool], most: int = 100_000) -> None:
+        self._app, self._wanted, self._most = app, wanted, most
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._wanted(self.given):
+            assert self.given < self._most
+            yield self._app.Tick(n=self.given)
+            self.given += 1
+
+
+def test_until_the_workers_have_started_events_run_in_the_hub(gated: Callable[[str], Any]) -> None:
+    module, hubs, passed = gated("loading"), list[Any](), list[Any]()
+    source = Live(module, lambda _: not hubs[0].chain.placement.gauges[0].shipped)
+    app = App("gated", source=source, tasks=[module.Slow()], sink=passed.append)
+    summary = app.run(store=None, workers=2, on_start=hubs.append)
+    assert [event.n for event in passed] == list(range(source.given))
+    placed = summary.placed["Slow"]
+    assert placed.where == "both"
+    assert 0 < placed.shipped < source.given - 100, (
+        "the first hundred ran here, or the gate would not be open"
+    )
+
+
+@pytest.mark.parametrize("cls", ["Gated", "Broken", "Fatal"])
+def test_a_command_has_its_position_once_its_workers_are_ready(
+    gated: Callable[[str], Any], tmp_path: Path, cls: str
+) -> None:
+    module, hubs, passed = gated("setting up"), list[Any](), list[Any]()
+    told: list[Any] = []
+
+    def give() -> None:
+        try:
+            new = getattr(module, cls)().options(name="Quick", place="workers")
+            told.append(control.replace(new, trial=0).position)
+        except ChangeRefused as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=give)
+    begun: list[int] = []
+
+    def wanted(given: int) -> bool:
+        hub = hubs[0]
+        if given == 100:
+            thread.start()
+        made = hub.commands._waiting and hub.commands._waiting[0].preparation
+        if made and made.crew is not None and made.crew.started:  # its workers have been told to set it up
+            begun.append(hub.store.progress.position)
+            if begun[-1] > begun[0] + 200:
+                module.GATE.touch()
+        if given >= 100:
+            time.sleep(0.0002)  # a stream that lasts until then, without filling the memory
+        return given < 100 or thread.is_alive()
+
+    control = Control(
+        tmp_path / "store",
+        app := App(
+            "gated",
+            source=Live(module, wanted),
+            tasks=[module.Quick().options(place="workers")],
+            sink=passed.append,
+        ),
+    )
+    app.run(store=tmp_path / "store", workers=2, on_start=hubs.append)
+    thread.join(60)
+    assert [event.n for event in passed] == list(range(len(passed)))
+    kinds = [entry["kind"] for entry in control.history()]
+    if cls == "Gated":
+        (position,) = told
+        assert position > begun[0] + 200, "the stream went on meanwhile"
+        assert {e.by for e in passed[:position]} == {""}
+        assert kinds == ["start", "command"]
+        return
+    assert "setup()" in told[0]
+    assert {"Broken": "no licence on this machine", "Fatal": "exit code 3"}[cls] in told[0]
+    assert {e.by for e in passed} == {""}
+    assert kinds == ["start", "left out"]
