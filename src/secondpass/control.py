@@ -8,6 +8,7 @@ A running app does a command within moments; otherwise it waits beside the store
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import socket
@@ -21,9 +22,10 @@ import msgspec
 
 from secondpass.codec import pack, unpack
 from secondpass.errors import ChangeRefused, SettingsError, StoreError
+from secondpass.store.line import Asked, Broken, Line
 from secondpass.store.lock import holder_of
 from secondpass.store.reader import StoreReader
-from secondpass.store.spool import PREPARATION_LIMIT_S, Command, Kind, Spool
+from secondpass.store.spool import PREPARATION_LIMIT_S, Command, Kind, Spool, new_name
 from secondpass.task import AGAIN, FunctionTask, Task
 
 if TYPE_CHECKING:
@@ -216,8 +218,12 @@ class Control:
         return Done("", answer.position)
 
     def _leave(self, command: Command, *, wait: bool) -> Done:
-        directory = self._store()
-        name = Spool(directory).put(command)
+        """Give it to the hub that runs the app, or leave it beside the store for the next."""
+        directory, name = self._store(), new_name()
+        with contextlib.suppress(Broken):
+            return _ask(directory, name, command, wait=wait)
+        if _told(directory, name) is None:  # else the line broke after it was done
+            Spool(directory).put(command, name)
         if not wait:
             return Done(name, None)
         until = time.monotonic() + _patience_s(command)
@@ -243,6 +249,27 @@ def control(store: str | Path) -> Control:
     Done(command='...', position=1207)
     """
     return Control(Path(store))
+
+
+def _ask(directory: Path, name: str, command: Command, *, wait: bool) -> Done:
+    """Ask the running app; raises `Broken` where nobody answers, or no more."""
+    line = Line.to(directory)
+    try:
+        try:
+            line.ask(Asked(name, command))
+        except TimeoutError:
+            raise Broken from None
+        if not wait:
+            return Done(name, None)
+        try:
+            found = line.answer(_patience_s(command))
+        except TimeoutError:
+            raise _unanswered(command) from None
+    finally:
+        line.close()
+    if found.refusal is not None:
+        raise ChangeRefused(found.refusal)
+    return Done(name, found.position)
 
 
 def _patience_s(command: Command) -> float:

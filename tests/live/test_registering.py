@@ -19,7 +19,7 @@ from secondpass import App
 from secondpass.control import Control
 
 TIMES = 70
-ASKED_EACH = 90
+ASKED_EACH = 40
 FROM_A_PROCESS = f"""
 import sys
 from secondpass.control import control

@@ -37,24 +37,35 @@ LETTERS = ("retry", "drop")
 
 @dataclass
 class Answer:
-    """What becomes of a command that was given in this process."""
+    """What becomes of a command, for whoever waits for it."""
 
     done: threading.Event = field(default_factory=threading.Event)
     position: int | None = None
     refusal: str | None = None
 
-    def close(self) -> None:
-        """Nobody answers any more."""
-        self.refusal = "the run has ended"
+    def close(self, *, stays: bool) -> None:
+        """The run has ended; a command that is kept beside the store `stays` for the next."""
+        if not stays:
+            self.refusal = "the run has ended"
         self.done.set()
 
 
 class _Waiting:
     """A command, by its name; with what came along from this process."""
 
-    def __init__(self, name: str, command: Command, given: Any = None, answer: Answer | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Command,
+        given: Any = None,
+        answer: Answer | None = None,
+        *,
+        kept: bool = True,
+    ) -> None:
         self.name = name
         self.command = command
+        self.kept = kept
+        """Whether it has a file beside the store."""
         self.given = given
         self.answer = answer
         self.preparation: Preparation | None = None
@@ -81,6 +92,8 @@ class Commands:
         self._make_crew = make_crew
         self._given: deque[_Waiting] = deque()
         self._waiting: list[_Waiting] = []
+        self._asked: dict[str, Answer] = {}
+        """Who waits, in a process of their own, for what becomes of a command."""
         self._seen: set[str] = set()
         self._closed = False
         self._began_at = began_at
@@ -91,10 +104,18 @@ class Commands:
         """A command from this process; may be called by any thread."""
         answer = Answer()
         if self._closed:
-            answer.close()
-        self._given.append(
-            _Waiting(f"{time.time_ns():020d}-{secrets.token_hex(4)}.here", command, given, answer)
-        )
+            answer.close(stays=False)
+        name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.here"
+        self._given.append(_Waiting(name, command, given, answer, kept=False))
+        return answer
+
+    def ask(self, name: str, command: Command) -> Answer:
+        """A command from another process, durable when this returns; may be called by any thread."""
+        assert self._spool is not None
+        answer = self._asked[name] = Answer()  # first: whoever finds the file finds who waits for it
+        self._spool.put(command, name)
+        if self._closed:
+            answer.close(stays=True)
         return answer
 
     def _oldest(self) -> _Waiting | None:
@@ -102,9 +123,11 @@ class Commands:
             for name, command in self._spool.waiting():
                 if name in self._store.progress.commands:
                     self._spool.remove(name)  # a crash came between its commit and this
+                    if (answer := self._asked.pop(name, None)) is not None:
+                        answer.done.set()  # the history tells
                 elif name not in self._seen:
                     self._seen.add(name)
-                    self._waiting.append(_Waiting(name, command))
+                    self._waiting.append(_Waiting(name, command, answer=self._asked.pop(name, None)))
         while self._given:
             self._waiting.append(self._given.popleft())
         return self._waiting[0] if self._waiting else None
@@ -137,7 +160,7 @@ class Commands:
         """What to commit of the command at hand, noted in `progress`: its history."""
         found = self._waiting[0]
         command = found.command
-        if found.answer is None:
+        if found.kept:
             progress.commands = [*progress.commands, found.name][-KEPT:]
         if command.timetable:
             progress.timetables = {**progress.timetables, command.timetable: command.due}
@@ -238,7 +261,7 @@ class Commands:
         if found.answer is not None:
             found.answer.position, found.answer.refusal = position, refusal
             found.answer.done.set()
-        elif self._spool is not None:
+        if found.kept and self._spool is not None:
             self._spool.remove(found.name)
 
     def close(self) -> None:
@@ -248,4 +271,6 @@ class Commands:
             if found.preparation is not None:
                 found.preparation.give_up()
             if found.answer is not None:
-                found.answer.close()
+                found.answer.close(stays=found.kept)
+        for answer in list(self._asked.values()):
+            answer.close(stays=True)

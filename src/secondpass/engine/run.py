@@ -23,6 +23,7 @@ from secondpass.engine.crew import Crew
 from secondpass.engine.executor import Executor
 from secondpass.engine.hazard import CRASH, RUNNING, Hazard
 from secondpass.engine.intake import Intake
+from secondpass.engine.listener import Listener
 from secondpass.engine.live import Live
 from secondpass.engine.lookups import OWNER, Lookups
 from secondpass.engine.loop import Hub
@@ -38,12 +39,13 @@ from secondpass.errors import SecondpassError, SetupFailed
 from secondpass.failpoints import failpoint
 from secondpass.record import Verdict, error_text
 from secondpass.store.database import Store
+from secondpass.store.line import FILE as SOCKET
 from secondpass.store.lock import StoreLock
 from secondpass.store.reader import moved
 from secondpass.task import Task
 
 # What a store directory holds that `--fresh` throws away; everything else in it stays.
-_STORE_FILES = ("store.db", "store.db-wal", "store.db-shm", "commands", RUNNING, CRASH, SNAPSHOTS)
+_STORE_FILES = ("store.db", "store.db-wal", "store.db-shm", "commands", SOCKET, RUNNING, CRASH, SNAPSHOTS)
 
 
 def run_app(
@@ -371,13 +373,17 @@ def running_here(app: App) -> Hub | None:
 
 @contextlib.contextmanager
 def at_hand(app: App, hub: Hub) -> Generator[None]:
-    """While it runs, an app can be given commands in this process."""
+    """While it runs, an app can be given commands, in this process and from others."""
     _AT_HAND[id(app)] = hub
+    directory = hub.store.directory
+    listener = None if directory is None else Listener(directory, hub.commands)
     try:
         yield
     finally:
         del _AT_HAND[id(app)]
         hub.commands.close()
+        if listener is not None:
+            listener.close()
 
 
 class _stopping_on_signals:  # noqa: N801  # reads as a phrase

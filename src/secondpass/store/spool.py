@@ -1,9 +1,9 @@
 """Commands for an app, as files beside its store: how a second process asks for something.
 
-Only the hub writes the database. Whoever wants a task stopped, or a dead letter sent again, puts a file into
-`commands/`, which only the store's owner may enter; the hub takes it between two epochs, now or at its next start,
-and removes it once it is committed. The file's name is the command's identity, so a crash between commit and removal
-does nothing twice.
+Only the hub writes the database. What is asked of an app is a file in `commands/`, which only the store's owner may
+enter: put there by the hub where one runs and is asked (`line.py`), else by whoever asks. The hub takes it between two
+epochs, now or at its next start, and removes it once it is committed. The file's name is the command's identity, so
+a crash between commit and removal does nothing twice.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from secondpass.errors import StoreError
 from secondpass.failpoints import failpoint
 
 DIRECTORY = "commands"
+NAME = r"\d{20}-[0-9a-f]{8}\.json"
 PREPARATION_LIMIT_S = 120.0
 """So long the app may load, set up and try what a command brings in: those that come after it wait for it."""
 _TICK_NS = 2_000_000_000  # the coarsest clock of a file system in use
@@ -59,6 +60,11 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
     """On so many of the last events other code is tried first; None: as many as there are at hand."""
 
 
+def new_name() -> str:
+    """The identity of a command that is given now; names sort as their times do."""
+    return f"{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+
+
 class Spool:
     """The commands waiting beside one store."""
 
@@ -66,11 +72,11 @@ class Spool:
         self._path = directory / DIRECTORY
         self._seen_at = -1
 
-    def put(self, command: Command) -> str:
-        """Leave a command, durable when this returns; gives its name."""
+    def put(self, command: Command, name: str | None = None) -> str:
+        """Leave a command, durable when this returns; gives its name, by which leaving it again changes nothing."""
+        name = name or new_name()
         try:
             self._path.mkdir(mode=0o700, exist_ok=True)
-            name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.json"
             partial = self._path / f".{name}"
             with partial.open("wb") as file:
                 file.write(msgspec.json.encode(command))
