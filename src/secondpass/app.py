@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from secondpass.amounts import Keep
 from secondpass.errors import DefinitionError, SettingsError
@@ -141,7 +141,7 @@ class App:
         name: str | None = None,
         every: str | None = None,
         tz: str | None = None,
-        process: bool = False,
+        process: bool | Literal["auto"] = False,
         batch: int = 1,
     ) -> Callable[[F], F]: ...
     def source(
@@ -152,7 +152,7 @@ class App:
         name: str | None = None,
         every: str | None = None,
         tz: str | None = None,
-        process: bool = False,
+        process: bool | Literal["auto"] = False,
         batch: int = 1,
     ) -> Any:
         """Make a function a source: what it returns or yields is appended to the app's log while the app runs.
@@ -168,7 +168,8 @@ class App:
         >>> [event["n"] for event in passed]
         [0, 1, 2]
 
-        It runs in a thread of its own, with `process` in a process. A generator goes on after a `yield` when what it
+        It runs in a thread of its own, with `process` in a process; with `process="auto"` it moves there once it is found to
+        compute all the time, between two calls or after an event from which it goes on by `last`. A generator goes on after a `yield` when what it
         yielded (an event, or a list of them) is durable; `batch` lets it run ahead by so many events. `every` ("10s", or
         a cron line, in UTC or `tz`) calls it at those times. One that asks for `last` is given the last event
         that it has appended, or None. One that raises is started again, after 1 s at first and 60 s at most.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from secondpass.amounts import seconds_of
 from secondpass.errors import DefinitionError
@@ -112,7 +112,8 @@ class Feeder(NamedTuple):
     name: str
     function: Callable[..., Any]
     every: Every | None
-    process: bool
+    process: bool | Literal["auto"]
+    """Whether it has a process of its own; `auto`: once it is found to compute all the time."""
     batch: int
     takes_last: bool
 
@@ -124,7 +125,7 @@ class Feeder(NamedTuple):
         name: str | None,
         every: str | None,
         tz: str | None,
-        process: bool,
+        process: bool | Literal["auto"],
         batch: int,
     ) -> Feeder:
         """What `@app.source` notes of a function; raises `DefinitionError` for what cannot be called."""
@@ -156,11 +157,14 @@ class Feeder(NamedTuple):
             raise DefinitionError(f"@app.source(tz={tz!r}): it is the time zone of every='<a cron line>'")
         if every is not None and not isinstance(every, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users' input
             raise DefinitionError(f"@app.source(every={every!r}): write a text: every='1s'")
+        takes_last = "last" in inspect.signature(function).parameters
+        if process not in (True, False, "auto"):
+            raise DefinitionError(f"@app.source(process={process!r}): True, False, or 'auto'")
+        if process == "auto" and every is None and not takes_last:
+            raise DefinitionError(
+                f"@app.source(process='auto') {shown}: it cannot be moved while it runs; let it ask for `last`, from which it "
+                f"goes on in another process, or say process=True"
+            )
         return cls(
-            named,
-            function,
-            None if every is None else Every.of(every, tz),
-            process,
-            batch,
-            "last" in inspect.signature(function).parameters,
+            named, function, None if every is None else Every.of(every, tz), process, batch, takes_last
         )

@@ -549,6 +549,81 @@ def test_a_source_may_have_a_process_of_its_own(tmp_path: Path, monkeypatch: pyt
     assert len({e["pid"] for e in found if e["n"] >= 0} - {os.getpid()}) == 2
 
 
+MOVES = """
+HUB = int(os.environ["SOURCED_HUB"])
+
+def compute():
+    until = time.thread_time() + 0.02
+    while time.thread_time() < until:
+        pass
+
+@app.source(process="auto")
+def resumed(last):
+    n = 0 if last is None else last.n + 1
+    while os.getpid() == HUB or n < 50 or n % 50:
+        compute()
+        yield Seen(n=n, pid=os.getpid())
+        n += 1
+"""
+CALLED = """
+HUB = int(os.environ["SOURCED_HUB"])
+
+def compute():
+    until = time.thread_time() + 0.02
+    while time.thread_time() < until:
+        pass
+
+@app.source(every="1ms", process="auto")
+def called():
+    for n in range(5):
+        compute()
+        yield Seen(n=n, pid=os.getpid())
+"""
+
+
+def test_a_source_that_computes_all_the_time_moves_to_a_process_where_it_left_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCED_HUB", str(os.getpid()))
+    monkeypatch.setattr(engine_sources, "_BUSY_S", 0.1)
+    with caplog.at_level("INFO", "secondpass"):
+        summary = load(str(write(tmp_path, MOVES))).run()
+    found = outputs(tmp_path)
+    assert [e["n"] for e in found] == list(range(len(found)))
+    here = [e["pid"] == os.getpid() for e in found]
+    assert here == sorted(here, reverse=True), "here first, then there"
+    assert len({e["pid"] for e in found}) == 2
+    (state,) = summary.sources
+    assert (state.state, state.events, state.restarts) == ("ended", len(found), 0)
+    assert "the source resumed computes all the time: it goes on in a process of its own" in caplog.text
+
+
+def test_a_source_that_is_called_moves_between_two_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCED_HUB", str(os.getpid()))
+    monkeypatch.setattr(engine_sources, "_BUSY_S", 0.1)
+    app = load(str(write(tmp_path, CALLED)))
+    app.run(on_epoch=lambda hub: setattr(hub, "stopping", len({e["pid"] for e in outputs(tmp_path)}) == 2))
+    found = outputs(tmp_path)
+    whole = len(found) // 5 * 5  # the last call may not have come to its end
+    assert [e["n"] for e in found[:whole]] == list(range(5)) * (whole // 5)
+    for i in range(0, whole, 5):
+        assert len({e["pid"] for e in found[i : i + 5]}) == 1, "no call is cut"
+
+
+def test_only_what_can_go_on_elsewhere_may_be_moved(app: App) -> None:
+    def endless() -> Iterator[Seen]:
+        yield Seen(n=0)
+
+    with pytest.raises(DefinitionError, match="cannot be moved while it runs; let it ask for `last`"):
+        app.source(process="auto")(endless)
+    with pytest.raises(DefinitionError, match="True, False, or 'auto'"):
+        app.source(process="maybe")(endless)  # type: ignore[call-overload]
+
+
 def test_a_process_that_crashes_or_is_killed_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,21 +33,30 @@ _LOOK_S = 0.05
 Give = Callable[[Any], "range | None"]
 
 
-def live(feeder: Feeder, log: Log, stopping: threading.Event, gave: Callable[[int], None]) -> None:
+def live(
+    feeder: Feeder,
+    log: Log,
+    stopping: threading.Event,
+    gave: Callable[[int], None],
+    leaving: threading.Event | None = None,
+) -> None:
     """Call the function, at its times, until it has ended or is to stop; raises what it raises.
 
-    `gave` hears how many events were appended.
+    `gave` hears how many events were appended. `leaving` ends it where it can go on later: between two calls, or after
+    an event that it is given as `last`.
     """
+    leaving = leaving or stopping
+    soon = leaving if feeder.takes_last else stopping
     if feeder.every is None:
-        _call(feeder, log, stopping, gave)
+        _call(feeder, log, soon, gave)
         return
     wait_s = feeder.every.waits()
-    while not stopping.is_set():
+    while not leaving.is_set():
         pause_s = wait_s()
         if pause_s > 0:
-            stopping.wait(pause_s)
+            leaving.wait(pause_s)
         else:
-            _call(feeder, log, stopping, gave)
+            _call(feeder, log, soon, gave)
 
 
 def _call(feeder: Feeder, log: Log, stopping: threading.Event, gave: Callable[[int], None]) -> None:

@@ -1,5 +1,7 @@
 """The functions that are sources of a run: each in a thread, or in a process that a thread watches.
 
+One with `process="auto"` begins in the thread, and moves once it is found to compute all the time.
+
 One that raises, or whose process dies, is started again: after `BACKOFF_S` the first time, twice as long each time, at
 most `BACKOFF_MAX_S`; after it has run that long, from the beginning. One that returns is done. What is known of them is
 in the file `sources` of the log, for `secondpass status`.
@@ -83,6 +85,8 @@ class Sources:
     def stop(self) -> None:
         """Let all of them end, and wait a moment for it."""
         self._stopping.set()
+        for source in self._sources:
+            source.leaving.set()
         until = time.monotonic() + STOP_S
         for thread in self._threads:
             if thread.ident is not None:
@@ -120,12 +124,11 @@ class Sources:
 
     def _watch(self, source: _Source) -> None:
         delay_s = BACKOFF_S
-        live_once = self._in_process if source.feeder.process else self._here
         while not self._stopping.is_set():
             began = time.monotonic()
             try:
                 source.starts()
-                live_once(source)
+                (self._in_process if source.in_process else self._here)(source)
             except BaseException as error:  # noqa: BLE001 - users' functions raise what they like
                 if self._stopping.is_set():
                     return
@@ -138,13 +141,16 @@ class Sources:
                 self._stopping.wait(delay_s)
                 delay_s = min(2 * delay_s, BACKOFF_MAX_S)
             else:
+                if source.moves and not self._stopping.is_set():
+                    source.moves, source.in_process = False, True
+                    continue
                 if not self._stopping.is_set():
                     source.state.state, source.state.pid = "ended", None
                 return
 
     def _here(self, source: _Source) -> None:
         source.watch_cost()
-        live(source.feeder, self._log, self._stopping, source.gave)
+        live(source.feeder, self._log, self._stopping, source.gave, source.leaving)
 
     def _in_process(self, source: _Source) -> None:
         # Started by this thread, which lives as long as it does: it is killed when the one that started it ends.
@@ -206,6 +212,10 @@ class _Source:
     def __init__(self, feeder: Feeder) -> None:
         self.feeder = feeder
         self.state = SourceState(feeder.name)
+        self.in_process = feeder.process is True
+        self.leaving = threading.Event()
+        """It is to end where it can go on later: it moves, or the run ends."""
+        self.moves = False
         self._since = self._cpu = 0.0
         self._hinted = False
 
@@ -237,9 +247,16 @@ class _Source:
         spent = time.thread_time()
         if spent - self._cpu > _BUSY_SHARE * (now - self._since):
             self._hinted = True
-            logging.getLogger("secondpass").warning(
-                "the source %s computes all the time, in the process of the hub, which waits for it meanwhile; "
-                "@app.source(process=True) gives it a process of its own",
-                self.state.name,
-            )
+            if self.feeder.process == "auto":
+                logging.getLogger("secondpass").info(
+                    "the source %s computes all the time: it goes on in a process of its own", self.state.name
+                )
+                self.moves = True
+                self.leaving.set()
+            else:
+                logging.getLogger("secondpass").warning(
+                    "the source %s computes all the time, in the process of the hub, which waits for it meanwhile; "
+                    "@app.source(process=True) gives it a process of its own",
+                    self.state.name,
+                )
         self._since, self._cpu = now, spent
