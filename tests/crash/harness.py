@@ -311,6 +311,8 @@ class Case:
         self.spec, self.options = NAME, tuple[str, ...]()
         self.tasks = TASKS
         self.speed = ""
+        self.steady = False
+        """Whether each command has the same place in every run."""
         """So many times as fast runs the clock that timetables see."""
         self.versions = 0
         """Of the file of weights."""
@@ -336,11 +338,11 @@ class Case:
 
     def copy(self, to: Path) -> Case:
         """The same case in another directory."""
-        shutil.copytree(self.directory, to)
+        shutil.copytree(self.directory, to, ignore=shutil.ignore_patterns("control.sock"))
         twin = Case(to, self.server)
         twin.wants, twin.epoch_records, twin._states = dict(self.wants), self.epoch_records, self._states
         twin.spec, twin.options, twin.tasks = self.spec, self.options, self.tasks
-        twin.versions, twin.speed = self.versions, self.speed
+        twin.versions, twin.speed, twin.steady = self.versions, self.speed, self.steady
         return twin
 
     def on_workers(self, spec: str = ON_WORKERS) -> Case:
@@ -369,7 +371,11 @@ class Case:
 
     def start(self, *options: str, command: str = "run", **env: str) -> Process:
         """Start a command; its output goes to `log_file`."""
-        epochs = {"SECONDPASS_EPOCH_RECORDS": str(self.epoch_records), "SECONDPASS_TEST_CLOCK": self.speed}
+        epochs = {
+            "SECONDPASS_EPOCH_RECORDS": str(self.epoch_records),
+            "SECONDPASS_TEST_CLOCK": self.speed,
+            "SECONDPASS_TEST_STEADY": "1" * self.steady,
+        }
         arguments = [command, self.spec, *self.options, *options]
         return self.server.start(self.directory, self.log_file, arguments, {**epochs, **env})
 

@@ -41,13 +41,13 @@ import apsw
 
 import secondpass.cli
 from secondpass import failpoints
-from secondpass.engine import outbox, pacer, pushed, timetables
+from secondpass.engine import changes, commands, loop, outbox, pacer, pushed, timetables
 from secondpass.failpoints import failpoint
 from secondpass.store import database, fold, log
 
-FAIL, STOP, TRACE, COUNT, MUTATE, LIMIT, LOG, CLOCK = (
+FAIL, STOP, TRACE, COUNT, MUTATE, LIMIT, LOG, CLOCK, STEADY = (
     f"SECONDPASS_TEST_{name}"
-    for name in ("FAIL", "STOP", "TRACE", "COUNT", "MUTATE", "LIMIT", "LOG", "CLOCK")
+    for name in ("FAIL", "STOP", "TRACE", "COUNT", "MUTATE", "LIMIT", "LOG", "CLOCK", "STEADY")
 )
 
 
@@ -249,6 +249,29 @@ MISTAKES = {
 }
 
 
+def _steadily() -> None:
+    """Let each command have the same place in every run: one between two epochs, however long it takes to make it ready."""
+    pacer.HEAVY_TARGET_S = loop.WARMING_S = 3600.0
+    next_change, obey = commands.Commands.next_change, loop.Hub.obey
+
+    def ready(self: commands.Commands, *, wait: bool = False) -> Any:
+        found = next_change(self, wait=True)
+        while isinstance(found, changes.Preparation) and not found.warm():
+            time.sleep(0.001)
+        return found
+
+    def one(self: loop.Hub, *, wait: bool = False) -> bool:
+        epochs = -1 if wait or self.store.progress.paused else self.summary.epochs
+        if epochs == getattr(self, "obeyed_at", None):
+            return False
+        obeyed = obey(self, wait=wait)
+        if obeyed:
+            self.obeyed_at = epochs  # type: ignore[attr-defined]
+        return obeyed
+
+    commands.Commands.next_change, loop.Hub.obey = ready, one  # type: ignore[method-assign]
+
+
 class Clock:
     """Stands in for the module `time`: the clock of the wall, running faster."""
 
@@ -279,6 +302,8 @@ def run(arguments: list[str]) -> int:
     outbox.SYNC_EVERY_S, outbox.SYNC_EVERY_BYTES = 3600.0, 20_000  # by bytes: the same in every run
     if os.environ.get(LOG):
         log.SEGMENT_BYTES, pushed.RETAIN_EVERY_S = int(os.environ[LOG]), 0.0
+    if os.environ.get(STEADY):
+        _steadily()
     if os.environ.get(CLOCK):
         timetables.time = Clock(float(os.environ[CLOCK]))  # type: ignore[assignment]
     if (

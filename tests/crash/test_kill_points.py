@@ -1,10 +1,5 @@
-"""kill -9 at every named point and system call: at its first, a middle and its last pass, and again during recovery.
+"""kill -9 at every named point and system call: at its first, a middle and its last pass, and again during recovery."""
 
-`make crash` kills at all three in each scenario, and at every point of each recovery; the normal run at one of them each,
-and at some points of each recovery, which vary with the seed.
-"""
-
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +28,6 @@ ELSEWHERE = {name for name in points() if name.startswith(("spool.put.", "fresh.
 ON_A_WORKER = [name for name in points() if name.startswith("worker.")]
 IN_THE_HUB = [name for name in points() if name not in ELSEWHERE and name not in ON_A_WORKER]
 HERE = [*IN_THE_HUB, *SYSTEM]
-
-ALL = bool(os.environ.get("SECONDPASS_KILLS"))
-EARLY, OTHERS = (1000, 4) if ALL else (4, 2)
 
 Scenario = tuple[Case, dict[str, int]]
 """A case, and how often its hub passes each point."""
@@ -66,6 +58,7 @@ def later(server: Server, tmp_path_factory: pytest.TempPathFactory, seed: int) -
     case.ask(Command("retry", 10_000))
     for command in chain_commands():
         case.ask(command)
+    case.steady = True
     return case
 
 
@@ -91,25 +84,19 @@ def copies(tmp_path: Path) -> Callable[[Case], Case]:
     return lambda case: case.copy(tmp_path / str(next(made)))
 
 
-def passes(point: str, scenario: Scenario, rng: random.Random) -> list[int]:
-    """The first, a middle and the last pass, or one of them; on workers, where runs take longer, one in the first half."""
+def passes(point: str, scenario: Scenario) -> list[int]:
+    """The first, a middle and the last pass; on workers, where runs take longer, the middle one."""
     case, counts = scenario
     if point not in counts:
         return []
-    last = surely(case, point, counts[point])
-    # How many epochs there are on workers, and so folds and the like, is a matter of time.
-    found = [max(1, last // 3)] if case.options else sorted({1, (last + 1) // 2, last})
-    return found if ALL else [rng.choice(found)]
+    last = surely(point, counts[point])
+    middle = (last + 1) // 2
+    return [middle] if case.options else sorted({1, middle, last})
 
 
-def surely(case: Case, point: str, count: int) -> int:
-    """So many passes there are in every run.
-
-    How many pages SQLite writes, and slices a fold, varies a little; and where commands wait, it is a matter of time between
-    which epochs they are done, and so which epochs put something out.
-    """
-    varies = bool(case.wants) or point.startswith(("sys.wal.write", "sys.db.write", "fold."))
-    return max(1, count * 8 // 10) if varies else count
+def surely(point: str, count: int) -> int:
+    """So many passes there are in every run: how many pages SQLite writes, and slices a fold, varies a little."""
+    return max(1, count * 9 // 10) if point.startswith(("sys.wal.write", "sys.db.write", "fold.")) else count
 
 
 def kill_at(case: Case, point: str, number: int, **env: str) -> Standing | None:
@@ -131,9 +118,9 @@ def finish(case: Case, point: str) -> Standing:
 
 @pytest.mark.parametrize("point", HERE)
 def test_a_run_killed_at_a_point_goes_on_as_if_it_had_not_been(
-    point: str, scenarios: dict[str, Scenario], copies: Callable[[Case], Case], rng: random.Random
+    point: str, scenarios: dict[str, Scenario], copies: Callable[[Case], Case]
 ) -> None:
-    kills = [(name, n) for name, scenario in scenarios.items() for n in passes(point, scenario, rng)]
+    kills = [(name, n) for name, scenario in scenarios.items() for n in passes(point, scenario)]
     assert kills, f"no run passes {point}: a scenario for it is missing"
     for name, number in kills:
         killed = copies(scenarios[name][0])
@@ -195,13 +182,12 @@ def test_a_recovery_killed_at_any_point_loses_nothing(
 ) -> None:
     case, counts = scenarios["later"]
     broken = copies(case)
-    number = rng.randint(1, surely(case, first, counts[first]))
+    number = rng.randint(1, surely(first, counts[first]))
     kill_at(broken, first, number)
     reached = copies(broken).count()
     # The points of a recovery, and some of what follows it: all firsts together cover every point.
     early = [p for p in reached if p.startswith(("store.", "start.", "recover.", "lock.", "spool."))]
-    others = rng.sample(sorted(set(reached) - set(early)), OTHERS)
-    for second in [*rng.sample(early, min(EARLY, len(early))), *others]:
+    for second in [*early, *rng.sample(sorted(set(reached) - set(early)), 4)]:
         twice = copies(broken)
         kill_at(twice, second, 1)
         finish(twice, f"pass {number} of {first}, then pass 1 of {second}")
