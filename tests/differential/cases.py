@@ -154,7 +154,7 @@ def _task(rng: random.Random, index: int, kinds: Sequence[Any]) -> TaskSpec:
     elif kind is blocks.Silent:
         settings |= {"after_s": rng.choice([0.1, 0.1, 1.0, 40.0]), "every": rng.choice([0, 0, 4, 7])}
     elif kind is blocks.Regular:
-        settings["span_s"] = rng.choice([5.0, 30.0, 300.0])
+        settings["span_s"] = rng.choice([0.1, 2.0, 5.0, 30.0, 300.0])
     elif kind is blocks.Break:
         settings |= {"every": rng.choice([0, 3, 11, 29]), "how": rng.randrange(5)}
         on_error = "stop"

@@ -1,6 +1,6 @@
 """Processes push events into an app while its tasks are started, stopped, set and replaced, and everything is killed.
 
-SECONDPASS_LIVE_EVENTS says how many events in all (8,000 normally; `make soak` asks for ten million), and commands and
+SECONDPASS_LIVE_EVENTS says how many events in all (20,000 normally; `make soak` asks for ten million), and commands and
 kills are in proportion: a thousand commands and two hundred kills to ten million events, a few at least. At the end every
 acknowledged event is in the log once, and outputs, state and dead letters equal the plain loop over the recorded log.
 """
@@ -32,7 +32,7 @@ from secondpass.store.database import Store
 from secondpass.store.log import standing
 from secondpass.store.spool import Command, Spool
 
-EVENTS = int(os.environ.get("SECONDPASS_LIVE_EVENTS") or 8_000)
+EVENTS = int(os.environ.get("SECONDPASS_LIVE_EVENTS") or 20_000)
 FEEDS = 4
 COMMANDS = max(40, EVENTS // 10_000)
 KILLS = max(12, EVENTS // 50_000)
