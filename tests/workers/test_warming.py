@@ -61,16 +61,16 @@ def test_until_the_workers_have_started_events_run_in_the_hub(gated: Callable[[s
     )
 
 
-@pytest.mark.parametrize("cls", ["Gated", "Broken", "Fatal"])
+@pytest.mark.parametrize("cls", ["Gated", "Late", "Broken", "Fatal"])
 def test_a_command_has_its_position_once_its_workers_are_ready(
-    gated: Callable[[str], Any], tmp_path: Path, cls: str
+    gated: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: str
 ) -> None:
     module, hubs, passed = gated("setting up"), list[Any](), list[Any]()
     told: list[Any] = []
 
     def give() -> None:
         try:
-            new = getattr(module, cls)().options(name="Quick", place="workers")
+            new = getattr(module, "Gated" if cls == "Late" else cls)().options(name="Quick", place="workers")
             told.append(control.replace(new, trial=0).position)
         except ChangeRefused as error:
             told.append(str(error))
@@ -85,7 +85,9 @@ def test_a_command_has_its_position_once_its_workers_are_ready(
         made = hub.commands._waiting and hub.commands._waiting[0].preparation
         if made and made.crew is not None and made.crew.started:  # its workers have been told to set it up
             begun.append(hub.store.progress.position)
-            if begun[-1] > begun[0] + 200:
+            if cls == "Late":
+                monkeypatch.setattr("secondpass.engine.changes.PREPARATION_LIMIT_S", 0.5)
+            elif begun[-1] > begun[0] + 200:
                 module.GATE.touch()
         if given >= 100:
             time.sleep(0.0002)  # a stream that lasts until then, without filling the memory
@@ -110,7 +112,11 @@ def test_a_command_has_its_position_once_its_workers_are_ready(
         assert {e.by for e in passed[:position]} == {""}
         assert kinds == ["start", "command"]
         return
-    assert "setup()" in told[0]
-    assert {"Broken": "no licence on this machine", "Fatal": "exit code 3"}[cls] in told[0]
+    why = {
+        "Late": "set the task up and try it took longer than 0.5 s",
+        "Broken": "setup() failed on a worker: RuntimeError: no licence on this machine",
+        "Fatal": "setup() ended its worker: ended with exit code 3",
+    }
+    assert why[cls] in told[0]
     assert {e.by for e in passed} == {""}
     assert kinds == ["start", "left out"]

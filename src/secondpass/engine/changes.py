@@ -85,11 +85,17 @@ class Preparation:
 
     @property
     def ready(self) -> bool:
-        if not self._ready.is_set() and time.monotonic() - self._began > PREPARATION_LIMIT_S:
-            self._end(
-                f"to load the code, set the task up and try it took longer than {PREPARATION_LIMIT_S:g} s"
-            )
+        if not self._ready.is_set() and self._late:
+            self._end(self._too_late())
         return self._ready.is_set()
+
+    @property
+    def _late(self) -> bool:
+        return time.monotonic() - self._began > PREPARATION_LIMIT_S
+
+    @staticmethod
+    def _too_late() -> str:
+        return f"to load the code, set the task up and try it took longer than {PREPARATION_LIMIT_S:g} s"
 
     def warm(self) -> bool:
         """Whether its workers have started and set their tasks up, so that the stream need not wait for them.
@@ -102,10 +108,14 @@ class Preparation:
         try:
             if not crew.started:
                 crew.warm_up(self._on_workers())
-            return crew.warm()
+            if crew.warm():
+                return True
+            if not self._late:
+                return False
+            self.refusal = self._too_late()
         except SetupFailed as error:
             self.refusal = str(error)
-            return True
+        return True
 
     def _on_workers(self) -> dict[int, Task[Any]]:
         """The tasks that are expected to run there, by the numbers that the new workers know them by."""
