@@ -549,14 +549,15 @@ def test_a_source_may_have_a_process_of_its_own(tmp_path: Path, monkeypatch: pyt
     assert len({e["pid"] for e in found if e["n"] >= 0} - {os.getpid()}) == 2
 
 
-MOVES = """
+COMPUTES = """
 HUB = int(os.environ["SOURCED_HUB"])
 
 def compute():
     until = time.thread_time() + 0.02
     while time.thread_time() < until:
         pass
-
+"""
+MOVES = """
 @app.source(process="auto")
 def resumed(last):
     n = 0 if last is None else last.n + 1
@@ -566,13 +567,6 @@ def resumed(last):
         n += 1
 """
 CALLED = """
-HUB = int(os.environ["SOURCED_HUB"])
-
-def compute():
-    until = time.thread_time() + 0.02
-    while time.thread_time() < until:
-        pass
-
 @app.source(every="1ms", process="auto")
 def called():
     for n in range(5):
@@ -588,7 +582,7 @@ def test_a_source_that_computes_all_the_time_moves_to_a_process_where_it_left_of
     monkeypatch.setenv("SOURCED_HUB", str(os.getpid()))
     monkeypatch.setattr(engine_sources, "_BUSY_S", 0.1)
     with caplog.at_level("INFO", "secondpass"):
-        summary = load(str(write(tmp_path, MOVES))).run()
+        summary = load(str(write(tmp_path, COMPUTES + MOVES))).run()
     found = outputs(tmp_path)
     assert [e["n"] for e in found] == list(range(len(found)))
     here = [e["pid"] == os.getpid() for e in found]
@@ -605,7 +599,7 @@ def test_a_source_that_is_called_moves_between_two_calls(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOURCED_HUB", str(os.getpid()))
     monkeypatch.setattr(engine_sources, "_BUSY_S", 0.1)
-    app = load(str(write(tmp_path, CALLED)))
+    app = load(str(write(tmp_path, COMPUTES + CALLED)))
     app.run(on_epoch=lambda hub: setattr(hub, "stopping", len({e["pid"] for e in outputs(tmp_path)}) == 2))
     found = outputs(tmp_path)
     whole = len(found) // 5 * 5  # the last call may not have come to its end

@@ -9,7 +9,6 @@ deliver     the outputs to the sinks, each with its number
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import time
 from collections import deque
@@ -33,6 +32,7 @@ from secondpass.engine.ticks import Ticks
 from secondpass.engine.timetables import Timetables
 from secondpass.errors import ChangeRefused, TaskError
 from secondpass.failpoints import failpoint
+from secondpass.garbage import not_collected
 from secondpass.record import DeadLetter
 from secondpass.reference import Tally, stop_error
 from secondpass.store.database import Store
@@ -96,7 +96,7 @@ class Hub:
     def run(self) -> None:
         """Run until the input ends or somebody asks to stop."""
         while not self.stopping:
-            with _no_garbage_collection():
+            with not_collected():
                 obeyed = self.obey()
             if obeyed:
                 continue
@@ -105,7 +105,7 @@ class Hub:
                 self.wait()
                 continue
             began = time.perf_counter()
-            with _no_garbage_collection():
+            with not_collected():
                 epoch = self.take()  # 1. take
                 if epoch is None:
                     if self.summary.ended != "limit" and self.obey(wait=True):
@@ -426,18 +426,6 @@ class Hub:
         if states != self.store.progress.sinks:
             self.store.commit(msgspec.structs.replace(self.store.progress, sinks=states), {}, [], [])
         failpoint("finish.after")
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Generator[None]:
-    """Events hold no cycles and die with their epoch: to look for garbage among them costs a tenth."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 class _ValueDelta:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -12,6 +11,7 @@ import msgspec
 
 from secondpass.codec import unpack
 from secondpass.errors import ChainChanged, StoreError, StoreVersion
+from secondpass.garbage import not_collected
 from secondpass.store.connection import Database, connect_to_read, reading, require_sqlite, translated
 from secondpass.store.format import (
     FILE,
@@ -237,7 +237,7 @@ class StoreReader:
         Raises `StoreDamaged` where a checksum fails, `Unreadable` where a cell is not of its declared type.
         """
         cells: dict[Name, dict[Any, Any]] = {name: {} for name in codecs}
-        with self.snapshot(), reading(self.directory), _no_garbage():
+        with self.snapshot(), reading(self.directory), not_collected():
             numbers = moved(self.tables(), moves or {})
             known = {numbers[name]: (name, codecs[name], cells[name]) for name in codecs if name in numbers}
             for number, (name, codec, into) in known.items():
@@ -366,15 +366,3 @@ def moved(known: Mapping[Name, int], moves: Moves) -> dict[Name, int]:
             )
         found[target] = number
     return found
-
-
-@contextlib.contextmanager
-def _no_garbage() -> Generator[None]:
-    """Millions of cells hold no cycles: looking for some among them doubles the time."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
