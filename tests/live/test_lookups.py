@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -145,6 +147,11 @@ def test_a_file_that_cannot_be_read_stops_the_first_start_and_no_later_one(
     assert stored(store) == meant(events, store, [cameras(0)])
 
 
+def status(store: Path) -> str:
+    command = [sys.executable, "-m", "secondpass", "status", "--store", str(store)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
 BROKEN = {
     "cid,road,near\nx,north,[]\n": "byte 14",
     "cid,road,near\n7,north,[]\n7,south,[]\n": "two rows have the key 7",
@@ -162,13 +169,18 @@ def test_a_broken_version_is_said_and_passed_over(
     def work() -> None:
         put(file, content)
         until(lambda: "goes on with what was loaded last" in caplog.text)
+        told.append(status(store))
         put(file, text(1))
         until(lambda: len(reloads(store)) == 1)
 
+    told: list[str] = []
     source = Flowing(work, least=100)
     lookups = {"cameras": Csv(file, Camera, key="cid", reload_s=0.01)}
     App("looking", source=source, tasks=CHAIN, lookups=lookups).run(store=store, workers=0)
     assert BROKEN[content] in caplog.text
+    assert BROKEN[content] in " ".join(told[0].split())
+    assert "cannot be read again" in told[0]
+    assert "cannot be read again" not in status(store)
     assert "it can be read again" in caplog.text
     assert stored(store) == meant(source.events, store, [cameras(0), cameras(1)])
 

@@ -707,7 +707,7 @@ def test_nobody_outlives_a_hub_that_dies_while_the_tasks_are_loaded(
 
 def test_ctrl_c_is_the_hubs_alone(hub: Callable[..., subprocess.Popen[str]]) -> None:
     process = hub(
-        "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True))",
+        "signal.signal(signal.SIGINT, lambda *_: os.write(1, b'interrupted\\n'))",
         "processes.submit(0, 1, Parcel(b'time.sleep(0.5)\\nanswer = \"undisturbed\"'))",
         "print('ready', flush=True)",
         "print(bytes(processes.wait(30.0)[0].answer.body).decode(), flush=True)",

@@ -197,6 +197,9 @@ class LookupReport(Shape):
     source: str
     position: Annotated[int, says("from which on it holds that")]
     at: Annotated[float | None, says("when it was loaded, seconds since 1970")]
+    error: Annotated[
+        str | None, says("why its source cannot be read again, at the last try of the last run")
+    ] = None
 
 
 class StoreReport(Shape):

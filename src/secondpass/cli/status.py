@@ -112,7 +112,7 @@ def report_of(directory: Path) -> StoreReport:
                 _source(place, app.get("file"), directory) for place in progress.sources if place is not None
             ],
             functions=_functions(directory, running=holder is not None),
-            lookups=_lookups(store),
+            lookups=_lookups(store, directory),
             dead_letters=letters,
             commands_waiting=len([c for c in Spool(directory).waiting() if c[0] not in progress.commands]),
         )
@@ -164,8 +164,14 @@ def _functions(directory: Path, *, running: bool) -> list[FunctionReport]:
     return found
 
 
-def _lookups(store: StoreReader) -> list[LookupReport]:
-    """What was loaded last of each lookup that the chain has."""
+def _lookups(store: StoreReader, directory: Path) -> list[LookupReport]:
+    """What was loaded last of each lookup that the chain has, and why it is not loaded again."""
+    from secondpass.engine.lookups import FILE
+
+    try:
+        failed = msgspec.json.decode((directory / FILE).read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.MsgspecError):
+        failed = {}
     declared = {name for task in store.meta("chain") or () for name in task.get("lookups", ())}
     found: dict[str, LookupReport] = {}
     loads = [(position, details["lookup"], details) for _, position, details in store.history_of("loaded")]
@@ -182,6 +188,7 @@ def _lookups(store: StoreReader) -> list[LookupReport]:
                 source=details["by"],
                 position=position,
                 at=details["at"],
+                error=failed.get(name),
             )
     return list(found.values())
 
@@ -276,6 +283,8 @@ def _details(report: StoreReport) -> list[str]:
         since = f"loaded {_since(found.at)}, position {text.count(found.position)}"
         told = f"{found.name}: {text.plural(found.rows, 'row')} of {shown(found.source)}, {since}"
         rows.append(("lookup", told))
+        if found.error is not None:
+            rows.append(("", click.style(f"cannot be read again: {found.error}", fg="yellow")))
     letters = report.dead_letters
     if letters:
         told = ", ".join(f"{text.count(letters[s])} {s}" for s in ("open", "sent", "dropped") if s in letters)

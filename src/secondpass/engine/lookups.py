@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import msgspec
+
 from secondpass.app import App
 from secondpass.codec import pack
 from secondpass.engine.bundle import LOOKUPS, parcel
@@ -35,6 +37,7 @@ from secondpass.task import Task, look_into
 
 OWNER = ""
 """Stands for a task's name where the store names the table that a lookup rests in."""
+FILE = "lookups"
 _ROWS_AT_ONCE = 10_000
 _CLOSE_S = 1.0
 
@@ -88,6 +91,7 @@ class Lookups:
         self._due: dict[str, float] = {}
         self._marks: dict[str, Any] = {}
         self._failed: dict[str, str] = {}
+        self._directory: Path | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -102,6 +106,7 @@ class Lookups:
 
         Raises `InputError` where a source cannot be read, and nothing was ever loaded.
         """
+        self._directory = store.directory
         known = store.tables()
         for name, spec in self.specs.items():
             full = (OWNER, name)
@@ -127,6 +132,7 @@ class Lookups:
                 self._compare(name, stored, read)
             self.rests[name] = stored
             self.contents[name].become(spec.wake(stored))
+        self._tell()
 
     def watch(self) -> None:
         """Read again, from now on and in a thread, what is to be read again."""
@@ -162,6 +168,7 @@ class Lookups:
             return
         if name in self._failed:
             del self._failed[name]
+            self._tell()
             _log().warning("lookup %s: it can be read again", name)
         if read is not None:
             self._compare(name, self.rests[name], read)
@@ -183,7 +190,21 @@ class Lookups:
     def _fail(self, name: str, why: str) -> None:
         if self._failed.get(name) != why:
             self._failed[name] = why
+            self._tell()
             _log().warning("lookup %s goes on with what was loaded last: %s", name, why)
+
+    def _tell(self) -> None:
+        """Keep the file up to date that tells `secondpass status` which cannot be read, and why."""
+        if self._directory is None:
+            return
+        path = self._directory / FILE
+        with contextlib.suppress(OSError):  # nothing depends on it
+            if not self._failed:
+                path.unlink(missing_ok=True)
+                return
+            partial = path.with_suffix(".new")
+            partial.write_bytes(msgspec.json.encode(self._failed))
+            partial.rename(path)
 
     def _compare(self, name: str, before: Cells, after: Cells) -> None:
         delta = difference(before, after)

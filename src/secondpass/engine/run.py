@@ -25,6 +25,7 @@ from secondpass.engine.hazard import CRASH, RUNNING, Hazard
 from secondpass.engine.intake import Intake
 from secondpass.engine.listener import Listener
 from secondpass.engine.live import Live
+from secondpass.engine.lookups import FILE as LOOKUPS
 from secondpass.engine.lookups import OWNER, Lookups
 from secondpass.engine.loop import Hub
 from secondpass.engine.outbox import Outbox
@@ -45,7 +46,17 @@ from secondpass.store.reader import moved
 from secondpass.task import Task
 
 # What a store directory holds that `--fresh` throws away; everything else in it stays.
-_STORE_FILES = ("store.db", "store.db-wal", "store.db-shm", "commands", SOCKET, RUNNING, CRASH, SNAPSHOTS)
+_STORE_FILES = (
+    "store.db",
+    "store.db-wal",
+    "store.db-shm",
+    "commands",
+    SOCKET,
+    LOOKUPS,
+    RUNNING,
+    CRASH,
+    SNAPSHOTS,
+)
 
 
 def run_app(
