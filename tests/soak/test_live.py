@@ -158,6 +158,12 @@ def test_what_is_pushed_is_done_once_whatever_is_commanded_and_killed(
             assert time.monotonic() < until, running.said()
             time.sleep(0.01)
         spool, control = Spool(running.store), Control(running.store)
+        given: list[str] = []
+
+        def give(command: Command) -> None:
+            # By the socket where the hub lives, beside the store where it has just been killed.
+            given.append(control._leave(command, wait=False).command)
+
         paused = False
         while len(running.fed) < FEEDS or asked < COMMANDS or kills < KILLS:
             assert time.monotonic() < until, (
@@ -166,11 +172,11 @@ def test_what_is_pushed_is_done_once_whatever_is_commanded_and_killed(
             running.look()
             share = 1.0 if len(running.fed) == FEEDS else running.share()  # all along the stream
             if paused:
-                spool.put(Command("resume"))
+                give(Command("resume"))
                 paused = False
             elif asked < COMMANDS * share and rng.random() < 0.7:
                 asking = command(rng)
-                spool.put(asking)
+                give(asking)
                 asked += 1
                 paused = asking.kind == "pause"
             if kills < KILLS * share and rng.random() < 0.5:
@@ -178,7 +184,7 @@ def test_what_is_pushed_is_done_once_whatever_is_commanded_and_killed(
                 kills += 1
             time.sleep(rng.uniform(0, 0.1))
         running.look()
-        spool.put(Command("resume"))
+        give(Command("resume"))
         records = log_of(running.store)
         taken, waiting = 0, []
         while True:
@@ -200,6 +206,8 @@ def test_what_is_pushed_is_done_once_whatever_is_commanded_and_killed(
     finally:
         running.end()
     _each_once(running, records)
+    told = [entry["command"] for entry in control.history() if "command" in entry]
+    assert sorted(told[:-1]) == sorted(given), "each command is done, or left out, once"
     _equals_the_plain_loop(running.store, records)
     record_property(
         "soak", f"{len(records)} events, {asked} commands, {kills} kills, {workers} workers, SEED={seed}"

@@ -20,8 +20,8 @@ from secondpass.store.reader import StoreReader
 
 FAR = 20_000
 """A shorter stretch is run by the plain loop."""
-NEAR = 500
-"""So far before the position the plain loop takes over."""
+NEAR = 10_000
+"""So far before the position the plain loop takes over: it sees who changed what, and most of what is read was young."""
 _HARMLESS = ("stop", "pause", "resume", "end", "reload")
 
 
