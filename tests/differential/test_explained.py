@@ -135,5 +135,6 @@ def test_who_changed_what_was_read_is_who_did(
             ):
                 monkeypatch.setattr(seek, "FAR", far)  # from so many records on the engine runs them
                 monkeypatch.setattr(seek, "NEAR", 1)
+                monkeypatch.setattr(seek, "WINDOW", 1 + number % 5)
                 told = wrong(app, store, way, swept=swept)
                 assert told is None, f"{told}\n{case}"

@@ -44,7 +44,7 @@ from secondpass.state import MISSING
 from secondpass.store.format import CellCodec
 from secondpass.task import keys_of
 
-BUNDLE_S, BUNDLE_MANY_S, BUNDLE_FREE_S = 0.008, 0.004, 0.02
+BUNDLE_S, BUNDLE_MANY_S, BUNDLE_FREE_S = 0.008, 0.004, 0.04
 """A bundle takes about this long: long beside the way there and back (0.2 ms of the hub), short beside an epoch.
 
 Many workers share an epoch's width, and shorter bundles spread it better (`benchmarks/simulate_workers.py`). One of a

@@ -1,8 +1,9 @@
 """Long stretches of a recorded log at the engine's speed: to a place near a position.
 
 The engine gives what the plain loop gives, several times as fast. Who changed a cell on the way it cannot say: an epoch
-knows what it changed, not what it changed back. That the plain loop finds (`writers`). Where commands changed cells, or a
-start renamed them, the plain loop does it all.
+knows what it changed, not what it changed back. That the plain loop finds (`writers`): in a window before the position,
+then in one before that, four times as long, and so on, the engine going to where each begins. Where commands changed
+cells, or a start renamed them, the plain loop does it all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ FAR = 20_000
 """A shorter stretch is run by the plain loop."""
 NEAR = 10_000
 """So far before the position the plain loop takes over: it sees who changed what, and most of what is read was young."""
+WINDOW = 40_000
+"""So many records before that the plain loop looks through first."""
 _HARMLESS = ("stop", "pause", "resume", "end", "reload")
 
 
@@ -69,10 +72,28 @@ class Seeker:
 
     def writers(self, base: Base, upto: int, wanted: Iterable[Place]) -> dict[Place, Changed]:
         """Who changed cells last, between a base and a position: only the plain loop sees each change."""
+        found: dict[Place, Changed] = {}
+        left, end, size = set(wanted), upto, WINDOW
+        by_windows = self._plain(base.position, upto)
+        while left and end > base.position:
+            first = max(base.position, end - size) if by_windows else base.position
+            if first - base.position < FAR:
+                first = base.position
+            changed = self._changed(base, first, end)
+            found |= {place: changed[place] for place in left if place in changed}
+            left -= found.keys()
+            end, size = first, 4 * size
+        return found
+
+    def _changed(self, base: Base, first: int, end: int) -> dict[Place, Changed]:
+        """Who changed each cell last between two positions."""
         watch = Watch(set())
-        walk = Walk(self._store, self._app, base, upto, watch, watch.make)
+        walk = Walk(self._store, self._app, base, end)
         try:
+            if first > base.position:
+                self._run(walk, first, lambda _epoch, _outcome: None)
+            walk.watched_by(watch, watch.make)
             walk.run()
         finally:
             walk.close()
-        return {place: watch.changed[place] for place in wanted if place in watch.changed}
+        return watch.changed
