@@ -6,7 +6,7 @@ The chain has a table of a million cells, a task of 0.2 ms on two workers, and a
 thread gives commands of every kind, one after the other. What is made ready beside the stream (loading, `setup`, a trial,
 new workers) does not count, since events flow meanwhile; the commit of the command does. The baseline is the same
 run's commits of epochs. Beside it: how long it is from the position until a worker has run its next bundle, which
-takes about 20 ms for a task without state, with a command and without.
+takes about 40 ms for a task without state, with a command and without.
 
 The second table is about a time to live that becomes longer, by `set`, by `replace` and by `add` of a task that had left:
 nothing that has expired must come back. What has expired is deleted before the command has its position, a little between
