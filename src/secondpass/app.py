@@ -168,11 +168,12 @@ class App:
         >>> [event["n"] for event in passed]
         [0, 1, 2]
 
-        It runs in a thread of its own, with `process` in a process; with `process="auto"` it moves there once it is found to
-        compute all the time, between two calls or after an event from which it goes on by `last`. A generator goes on after a `yield` when what it
-        yielded (an event, or a list of them) is durable; `batch` lets it run ahead by so many events. `every` ("10s", or
-        a cron line, in UTC or `tz`) calls it at those times. One that asks for `last` is given the last event
-        that it has appended, or None. One that raises is started again, after 1 s at first and 60 s at most.
+        It runs in a thread of its own, with `process` in a process; with `process="auto"` it moves there once it is
+        found to compute all the time, between two calls or after an event from which it goes on by `last`. A generator
+        goes on after a `yield` when what it yielded (an event, or a list of them) is durable; `batch` lets it run ahead
+        by so many events. `every` ("10s", or a cron line, in UTC or `tz`) calls it at those times. One that asks for
+        `last` is given the last event that it has appended, or None. One that raises is started again, after 1 s at
+        first and 60 s at most.
         """
 
         def noted(function: F) -> F:

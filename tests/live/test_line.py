@@ -21,7 +21,7 @@ from test_commands import Fed
 
 from secondpass import App
 from secondpass.control import Control
-from secondpass.errors import ChangeRefused
+from secondpass.errors import ChangeRefused, StoreError
 from secondpass.store.line import FILE, Answered, Line, listen
 from secondpass.store.spool import Command, Spool, new_name
 
@@ -266,3 +266,21 @@ def test_a_refusal_comes_back_as_the_hub_says_it(hub: subprocess.Popen[bytes], t
     with pytest.raises(ChangeRefused, match="Count runs already"):
         control.start("Count")
     assert hub.poll() is None
+
+
+def test_a_command_that_cannot_be_kept_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, told = tmp_path / "store", list[Any]()
+
+    def ask() -> None:
+        (store / "commands").write_text("no directory")  # stands for a disk that takes nothing more
+        try:
+            Control(store).stop("Count")
+        except StoreError as error:
+            told.append(str(error))
+        (store / "commands").unlink()
+        told.append(Control(store).stop("Count").position is not None)
+
+    App("live", source=Fed(1_000, {500: ask}), tasks=[Count()]).run(store=store, workers=0)
+    assert told == [f"cannot leave a command in {store / 'commands'}: File exists", True]

@@ -24,6 +24,7 @@ from secondpass.engine.epoch import Epoch
 from secondpass.engine.intake import Intake
 from secondpass.engine.outbox import decode_event
 from secondpass.engine.quarantine import KILLED
+from secondpass.errors import StoreError
 from secondpass.event import owned, untyped
 from secondpass.record import INTAKE, Firing, Retry, error_text
 from secondpass.store.database import Store
@@ -110,10 +111,17 @@ class Commands:
         return answer
 
     def ask(self, name: str, command: Command) -> Answer:
-        """A command from another process, durable when this returns; may be called by any thread."""
+        """A command from another process, durable when this returns; may be called by any thread.
+
+        Raises `StoreError` where it cannot be kept.
+        """
         assert self._spool is not None
         answer = self._asked[name] = Answer()  # first: whoever finds the file finds who waits for it
-        self._spool.put(command, name)
+        try:
+            self._spool.put(command, name)
+        except StoreError:
+            del self._asked[name]
+            raise
         if self._closed:
             answer.close(stays=True)
         return answer
