@@ -70,9 +70,9 @@ def listen(directory: Path) -> socket.socket:
     (directory / FILE).unlink(missing_ok=True)  # of a run that was killed: the store is ours
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        os.fchmod(
-            sock.fileno(), MODE
-        )  # Linux gives the file the mode of the socket: it is never open to others
+        # Linux gives the file the mode of the socket: it is never open to others. Elsewhere it is for a moment.
+        with contextlib.suppress(OSError):
+            os.fchmod(sock.fileno(), MODE)
         with _address(directory) as address:
             sock.bind(address)
         (directory / FILE).chmod(MODE)
