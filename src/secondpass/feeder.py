@@ -23,6 +23,8 @@ class Every(NamedTuple):
     period_s: float = 0.0
     cron: str = ""
     zone: str = "UTC"
+    after_s: float = 0.0
+    """The first call of a period comes so much later: it goes on where it was left."""
 
     @classmethod
     def of(cls, text: str, zone: str | None) -> Every:
@@ -48,7 +50,7 @@ class Every(NamedTuple):
         return self._until_period() if self.period_s else self._until_time()
 
     def _until_period(self) -> Callable[[], float]:
-        due = time.monotonic()
+        due = time.monotonic() + self.after_s
 
         def wait_s() -> float:
             nonlocal due

@@ -185,6 +185,24 @@ def test_a_broken_version_is_said_and_passed_over(
     assert stored(store) == meant(source.events, store, [cameras(0), cameras(1)])
 
 
+def test_a_file_that_was_away_and_comes_back_as_it_was_can_be_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, store = tmp_path / "cameras.csv", tmp_path / "store"
+    put(file, text(0))
+
+    def work() -> None:
+        file.rename(tmp_path / "away")
+        until(lambda: "goes on with what was loaded last" in caplog.text)
+        (tmp_path / "away").rename(file)
+        until(lambda: "it can be read again" in caplog.text)
+
+    lookups = {"cameras": Csv(file, Camera, key="cid", reload_s=0.01)}
+    App("looking", source=Flowing(work, least=100), tasks=CHAIN, lookups=lookups).run(store=store, workers=0)
+    assert reloads(store) == []
+    assert "cannot be read again" not in status(store)
+
+
 def test_a_function_is_asked_again(tmp_path: Path) -> None:
     store, held = tmp_path / "store", [cameras(0)]
 

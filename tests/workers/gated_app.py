@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from secondpass import Event, Task
+from secondpass import Event, Task, lookup
 
 HUB, GATE, LOADING = (
     int(os.environ["GATED_HUB"]),
@@ -78,3 +78,18 @@ class Fatal(Task[Tick]):
 
     def handle(self, event: Tick) -> Tick:
         return event.replace(by="fatal")
+
+
+class Indexed(Task[Tick]):
+    """Makes something of its lookup when it is set up."""
+
+    names = lookup(int, str)
+
+    def setup(self) -> None:
+        self.index = {name: key for key, name in self.names.items()}
+
+    def handle(self, event: Tick) -> Tick:
+        until = time.process_time() + 0.001
+        while time.process_time() < until:
+            pass
+        return event.replace(by=str(self.index["seven"]))

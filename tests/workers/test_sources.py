@@ -608,6 +608,63 @@ def test_a_source_that_is_called_moves_between_two_calls(
         assert len({e["pid"] for e in found[i : i + 5]}) == 1, "no call is cut"
 
 
+BUSY = """
+HUB = int(os.environ["SOURCED_HUB"])
+
+def compute():
+    until = time.thread_time() + 0.1
+    while time.thread_time() < until:
+        pass
+"""
+HOURLY = """
+@app.source(every="1h", process="auto")
+def busy():
+    for n in range(5):
+        compute()
+        yield Seen(n=n, pid=os.getpid())
+"""
+RETURNS = """
+@app.source(process="auto")
+def busy(last):
+    for _ in range(5):
+        compute()
+    return [Seen(n=n, pid=os.getpid()) for n in range(2)]
+"""
+AHEAD = """
+@app.source(process="auto", batch=10)
+def busy(last):
+    n = 0 if last is None else last.n + 1
+    while n < 30 or os.getpid() == HUB:
+        compute()
+        yield Seen(n=n, pid=os.getpid())
+        n += 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "processes"), [(HOURLY, "stopped", 1), (RETURNS, "ended", 1), (AHEAD, "ended", 2)]
+)
+def test_what_has_moved_is_called_when_it_is_due_and_what_has_ended_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, state: str, processes: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCED_HUB", str(os.getpid()))
+    monkeypatch.setattr(engine_sources, "_BUSY_S", 0.05)
+
+    def on_epoch(hub: Any) -> None:
+        if text == HOURLY and hub.summary.sources[0].pid is not None:
+            until(
+                lambda: not psutil.Process(hub.summary.sources[0].pid).cpu_percent(0.5)
+            )  # it waits for its hour
+            hub.stopping = True
+
+    summary = load(str(write(tmp_path, BUSY + text))).run(on_epoch=on_epoch)
+    found = outputs(tmp_path)
+    assert [e["n"] for e in found] == list(range({HOURLY: 5, RETURNS: 2}.get(text, len(found))))
+    assert len({e["pid"] for e in found}) == processes
+    assert [(s.state, s.restarts) for s in summary.sources] == [(state, 0)]
+
+
 def test_only_what_can_go_on_elsewhere_may_be_moved(app: App) -> None:
     def endless() -> Iterator[Seen]:
         yield Seen(n=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from secondpass import App
+from secondpass import App, Loaded
 from secondpass.control import Control
 from secondpass.errors import ChangeRefused
 
@@ -59,6 +59,45 @@ def test_until_the_workers_have_started_events_run_in_the_hub(gated: Callable[[s
     assert 0 < placed.shipped < source.given - 100, (
         "the first hundred ran here, or the gate would not be open"
     )
+
+
+def test_a_task_that_is_set_up_beforehand_sees_its_lookups(gated: Callable[[str], Any]) -> None:
+    module, hubs, passed = gated("setting up"), list[Any](), list[Any]()
+    source = Live(module, lambda _: not hubs[0].chain.placement.gauges[0].shipped)
+    lookups = {"names": Loaded(lambda: {7: "seven"})}
+    app = App("gated", source=source, tasks=[module.Indexed()], sink=passed.append, lookups=lookups)
+    summary = app.run(store=None, workers=2, on_start=hubs.append)
+    assert summary.placed["Indexed"].where == "both"
+    assert {event.by for event in passed} == {"7"}
+
+
+@pytest.mark.parametrize("place", ["auto", "workers"])
+def test_a_task_that_can_only_run_on_workers_is_set_up_there_before_it_comes_in(
+    gated: Callable[[str], Any], tmp_path: Path, place: str
+) -> None:
+    module, hubs, told = gated("setting up"), list[Any](), list[str]()
+    options: Any = {"place": "workers"} if place == "workers" else {"limit_s": 60.0}
+
+    def give() -> None:
+        for name in ("First", "Second"):
+            with pytest.raises(ChangeRefused) as found:
+                control.add(module.Broken().options(name=name, **options))
+            told.append(str(found.value))
+
+    thread = threading.Thread(target=give)
+
+    def wanted(given: int) -> bool:
+        if given == 100:
+            thread.start()
+        if given >= 100:
+            time.sleep(0.0002)
+        return given < 100 or thread.is_alive()
+
+    app = App("gated", source=Live(module, wanted), tasks=[module.Quick()])
+    control = Control(tmp_path / "store", app)
+    app.run(store=tmp_path / "store", workers=2, on_start=hubs.append)
+    assert len(told) == 2
+    assert all("no licence on this machine" in why for why in told)
 
 
 @pytest.mark.parametrize("cls", ["Gated", "Late", "Broken", "Fatal"])

@@ -53,7 +53,7 @@ class Chain:
         code = {type(stage.given) for stage in self.stages}
         known, isolated = self.placement.by_name(), self.placement.isolated
         before = {s.name: known[s.name] for s in stages if s.name in known and type(s.given) in code}
-        self.stages = stages
+        self.stages, self.warming = stages, False
         self.writers = {**self._streams, **streams_of(stage.given for stage in stages)}
         size = 0 if self.crew is None else self.crew.size
         self.placement = Placement(tuple(s.given for s in stages), size, before)
@@ -120,7 +120,7 @@ class Chain:
 
     def warm_up(self) -> None:
         """Start workers where tasks should run on them and may run here meanwhile."""
-        self.warming = False
+        was_warming, self.warming = self.warming, False
         if self.crew is None or any(stage.timers and not stage.stopped for stage in self.stages):
             return
         places = self.placement.wanted([i for i, stage in enumerate(self.stages) if not stage.stopped])
@@ -131,6 +131,9 @@ class Chain:
                 {s.number: s.given for s, place in zip(self.stages, places, strict=True) if place}
             )
         self.warming = not self.crew.warm()
+        if was_warming:
+            for stage in self.stages:
+                stage.home = None  # a worker may have been lost meanwhile
 
     def _places(self, epoch: Epoch, started: list[int]) -> list[bool]:
         """For each stage: whether it runs on workers."""

@@ -45,7 +45,7 @@ CrewMaker = Callable[[App], Crew | None]
 
 
 class Preparation:
-    """One command on its way to its position; `ready` tells when it can be done, or has been refused."""
+    """One command on its way to its position; `ready` and `warm` tell when it can be done, or has been refused."""
 
     def __init__(
         self,
@@ -103,11 +103,15 @@ class Preparation:
         For the hub's thread, with which they end.
         """
         crew, running = self.crew, self._chain.crew
-        if crew is None or running is None or self.refusal is not None or not running.started:
+        if crew is None or running is None or self.refusal is not None:
+            return True
+        to = None if self.change is None else self.change.to
+        if not running.started and (to is None or not never_inline(to)):
             return True
         try:
             if not crew.started:
                 crew.warm_up(self._on_workers())
+                self._began = time.monotonic()
             if crew.warm():
                 return True
             if not self._late:
@@ -120,8 +124,12 @@ class Preparation:
     def _on_workers(self) -> dict[int, Task[Any]]:
         """The tasks that are expected to run there, by the numbers that the new workers know them by."""
         there = {name for name, gauge in self._chain.placement.by_name().items() if gauge.on_workers}
+        stopped = {link.name for link in self._links if link.stopped}
         return {
-            i: t for i, t in enumerate(self._new_order) if t.name in there or needs_workers(t) is not None
+            i: task
+            for i, task in enumerate(self._new_order)
+            if task.name not in stopped
+            and (task.name in there or task._options.place == "workers" or needs_workers(task) is not None)
         }
 
     def wait(self) -> None:

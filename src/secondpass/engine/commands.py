@@ -33,6 +33,7 @@ from secondpass.store.spool import Command, Spool
 
 KEPT = 64
 """So many names of done commands are remembered in the progress record."""
+_LOOK_S = 0.005
 LETTERS = ("retry", "drop")
 
 
@@ -120,7 +121,7 @@ class Commands:
         try:
             self._spool.put(command, name)
         except StoreError:
-            del self._asked[name]
+            self._asked.pop(name, None)
             raise
         if self._closed:
             answer.close(stays=True)
@@ -132,7 +133,7 @@ class Commands:
                 if name in self._store.progress.commands:
                     self._spool.remove(name)  # a crash came between its commit and this
                     if (answer := self._asked.pop(name, None)) is not None:
-                        answer.done.set()  # the history tells
+                        answer.done.set()  # it was done before it was asked for again
                 elif name not in self._seen:
                     self._seen.add(name)
                     self._waiting.append(_Waiting(name, command, answer=self._asked.pop(name, None)))
@@ -155,6 +156,8 @@ class Commands:
             )
         if wait:
             found.preparation.wait()
+            while not found.preparation.warm():
+                time.sleep(_LOOK_S)  # between two looks at workers that start
             return found.preparation
         return found.preparation if found.preparation.ready and found.preparation.warm() else None
 
@@ -266,9 +269,11 @@ class Commands:
         """The command at hand is committed, or has stopped the app: it must not come again."""
         found = self._waiting.pop(0)
         self._seen.discard(found.name)
-        if found.answer is not None:
-            found.answer.position, found.answer.refusal = position, refusal
-            found.answer.done.set()
+        # Who asks may do so late: where the file was left before the hub could read the line.
+        for answer in (found.answer, self._asked.pop(found.name, None)):
+            if answer is not None:
+                answer.position, answer.refusal = position, refusal
+                answer.done.set()
         if found.kept and self._spool is not None:
             self._spool.remove(found.name)
 

@@ -44,7 +44,7 @@ class Flight(NamedTuple):
 
 
 class Crew:
-    """Workers with their bundles in hand; they are started when the first bundle goes out."""
+    """Workers with their bundles in hand; they are started when they are warmed up, or the first bundle goes out."""
 
     def __init__(
         self,
@@ -85,6 +85,7 @@ class Crew:
         """Start the workers and set tasks up there, so that no event need wait for that; `warm` tells when it is done."""
         for index, task in tasks.items():
             for worker in range(min(self.size, task._options.copies or self.size)):
+                self._bring_lookups(worker)  # `setup` may look into them
                 number = self.next_number()
                 self._warming[number] = task.name
                 self._submit_unasked(worker, number, without_events(number, index))

@@ -9,7 +9,6 @@ Invariant: a generator is resumed after a `yield` only when what it yielded is d
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import signal
@@ -39,27 +38,29 @@ def live(
     stopping: threading.Event,
     gave: Callable[[int], None],
     leaving: threading.Event | None = None,
-) -> None:
+) -> float | None:
     """Call the function, at its times, until it has ended or is to stop; raises what it raises.
 
     `gave` hears how many events were appended. `leaving` ends it where it can go on later: between two calls, or after
-    an event that it is given as `last`.
+    an event that it is given as `last`. Gives in how many seconds it is to go on then; None where it has ended.
     """
     leaving = leaving or stopping
     soon = leaving if feeder.takes_last else stopping
     if feeder.every is None:
-        _call(feeder, log, soon, gave)
-        return
+        return 0.0 if _call(feeder, log, soon, gave) else None
     wait_s = feeder.every.waits()
     while not leaving.is_set():
         pause_s = wait_s()
         if pause_s > 0:
             leaving.wait(pause_s)
-        else:
-            _call(feeder, log, soon, gave)
+        elif _call(feeder, log, soon, gave):
+            return 0.0
+    return wait_s()
 
 
-def _call(feeder: Feeder, log: Log, stopping: threading.Event, gave: Callable[[int], None]) -> None:
+def _call(feeder: Feeder, log: Log, stopping: threading.Event, gave: Callable[[int], None]) -> bool:
+    """One call; whether it was left before its end."""
+
     def append(events: list[Any]) -> range | None:
         found = log.append(events, producer=feeder.name) if events else None
         gave(len(events))
@@ -71,13 +72,13 @@ def _call(feeder: Feeder, log: Log, stopping: threading.Event, gave: Callable[[i
     try:
         found = feeder.function(**arguments)
         if inspect.isasyncgen(found) or inspect.iscoroutine(found):
-            _run_async(found, give, stopping)
-        elif inspect.isgenerator(found):
-            _consume(found, give, stopping)
-        elif isinstance(found, Iterator):
-            _consume(_generator(cast("Iterator[Any]", found)), give, stopping)
-        else:
-            give(found)
+            return _run_async(found, give, stopping)
+        if inspect.isgenerator(found):
+            return _consume(found, give, stopping)
+        if isinstance(found, Iterator):
+            return _consume(_generator(cast("Iterator[Any]", found)), give, stopping)
+        give(found)
+        return False
     finally:
         if ahead is not None:
             ahead.close()
@@ -112,31 +113,34 @@ def _generator(items: Iterator[Any]) -> Generator[Any, Any, None]:
         yield item
 
 
-def _consume(generator: Generator[Any, Any, Any], give: Give, stopping: threading.Event) -> None:
+def _consume(generator: Generator[Any, Any, Any], give: Give, stopping: threading.Event) -> bool:
+    """Append what it yields; whether it was left before its end."""
     step: Callable[[], Any] = partial(next, generator)
     try:
         while not stopping.is_set():
             try:
                 found = step()
             except StopIteration:
-                return
+                return False
             try:
                 step = partial(generator.send, give(found))
             except SettingsError as error:
                 step = partial(generator.throw, error)  # it may know what to do; else it ends so
+        return True
     finally:
         generator.close()
 
 
 def _run_async(
     found: AsyncGenerator[Any, Any] | Coroutine[Any, Any, Any], give: Give, stopping: threading.Event
-) -> None:
+) -> bool:
+    """As `_consume`, in an event loop of its own."""
     import asyncio  # a third of what a run imports, and few sources are async
 
-    async def consume() -> None:
+    async def consume() -> bool:
         if inspect.iscoroutine(found):
             await asyncio.to_thread(give, await found)
-            return
+            return False
         generator: AsyncGenerator[Any, Any] = cast("Any", found)
         step: Any = generator.asend(None)
         try:
@@ -144,24 +148,27 @@ def _run_async(
                 try:
                     event = await step
                 except StopAsyncIteration:
-                    return
+                    return False
                 try:
                     step = generator.asend(await asyncio.to_thread(give, event))
                 except SettingsError as error:
                     step = generator.athrow(error)
+            return True
         finally:
             await generator.aclose()
 
-    async def main() -> None:
+    async def main() -> bool:
         consuming = asyncio.ensure_future(consume())
         while not consuming.done():
             if stopping.is_set():
                 consuming.cancel()
             await asyncio.wait([consuming], timeout=_LOOK_S)
-        with contextlib.suppress(asyncio.CancelledError):
-            consuming.result()
+        try:
+            return consuming.result()
+        except asyncio.CancelledError:
+            return True
 
-    asyncio.run(main())
+    return asyncio.run(main())
 
 
 class _Ahead:

@@ -50,13 +50,16 @@ class Listener:
             except OSError:  # closed; or no descriptors are left, and commands come by their files
                 time.sleep(0 if self._closed else _LOOK_S)
                 continue
-            thread = threading.Thread(
-                target=self._serve, args=(Line(connection),), name="secondpass-asked", daemon=True
-            )
-            self._asking.add(thread)
-            thread.start()
+            line = Line(connection)
+            try:
+                threading.Thread(
+                    target=self._serve, args=(line,), name="secondpass-asked", daemon=True
+                ).start()
+            except RuntimeError:  # the system gives no more threads
+                line.close()
 
     def _serve(self, line: Line) -> None:
+        self._asking.add(threading.current_thread())
         try:
             with contextlib.suppress(Broken, TimeoutError):
                 self._answer(line)

@@ -159,7 +159,7 @@ class Lookups:
 
     def _look_at(self, name: str) -> None:
         mark = _mark(self._sources[name])
-        if mark is not None and mark == self._marks.get(name):
+        if mark is not None and mark == self._marks.get(name) and name not in self._failed:
             return
         try:
             read = self._read(name)

@@ -17,6 +17,8 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -128,7 +130,7 @@ class Sources:
             began = time.monotonic()
             try:
                 source.starts()
-                (self._in_process if source.in_process else self._here)(source)
+                left_s = (self._in_process if source.in_process else self._here)(source)
             except BaseException as error:  # noqa: BLE001 - users' functions raise what they like
                 if self._stopping.is_set():
                     return
@@ -141,20 +143,21 @@ class Sources:
                 self._stopping.wait(delay_s)
                 delay_s = min(2 * delay_s, BACKOFF_MAX_S)
             else:
-                if source.moves and not self._stopping.is_set():
-                    source.moves, source.in_process = False, True
+                if left_s is not None and source.moves and not self._stopping.is_set():
+                    source.moves, source.in_process, source.after_s = False, True, left_s
                     continue
                 if not self._stopping.is_set():
                     source.state.state, source.state.pid = "ended", None
                 return
 
-    def _here(self, source: _Source) -> None:
+    def _here(self, source: _Source) -> float | None:
         source.watch_cost()
-        live(source.feeder, self._log, self._stopping, source.gave, source.leaving)
+        return live(source.feeder, self._log, self._stopping, source.gave, source.leaving)
 
     def _in_process(self, source: _Source) -> None:
+        feeder = source.goes_on()
         # Started by this thread, which lives as long as it does: it is killed when the one that started it ends.
-        recipe = msgspec.msgpack.encode(recipe_of(self._app, (source.feeder, str(self._store))))
+        recipe = msgspec.msgpack.encode(recipe_of(self._app, (feeder, str(self._store))))
         with contextlib.ExitStack() as undo:
             report_fd, recipe_fd = shared_file("secondpass-source"), shared_file("secondpass-recipe")
             undo.callback(os.close, report_fd)
@@ -216,7 +219,10 @@ class _Source:
         self.leaving = threading.Event()
         """It is to end where it can go on later: it moves, or the run ends."""
         self.moves = False
+        self.after_s = 0.0
+        """In how many seconds it is called next, once it has moved."""
         self._since = self._cpu = 0.0
+        self._spent: Callable[[], float] = time.thread_time
         self._hinted = False
 
     def starts(self) -> None:
@@ -235,16 +241,29 @@ class _Source:
             f"\n{trace.rstrip()}" if trace else "",
         )
 
+    def goes_on(self) -> Feeder:
+        """The function as its next process calls it."""
+        feeder, after_s, self.after_s = self.feeder, self.after_s, 0.0
+        return (
+            feeder if feeder.every is None else feeder._replace(every=feeder.every._replace(after_s=after_s))
+        )
+
     def watch_cost(self) -> None:
-        self._since, self._cpu = time.monotonic(), time.thread_time()
+        """Look at what this thread costs from now on; one that is called at times, from when it gives something first."""
+        if hasattr(time, "pthread_getcpuclockid"):  # what it gives may be appended by another thread
+            self._spent = partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
+        self._since = 0.0 if self.feeder.every is not None else time.monotonic()
+        self._cpu = self._spent()
 
     def gave(self, count: int) -> None:
         """It has appended so many events; look at what it costs the hub, whose thread waits meanwhile."""
         self.state.events += count
         now = time.monotonic()
+        if not self._since:
+            self._since, self._cpu = now, self._spent()
         if self._hinted or now - self._since < _BUSY_S:
             return
-        spent = time.thread_time()
+        spent = self._spent()
         if spent - self._cpu > _BUSY_SHARE * (now - self._since):
             self._hinted = True
             if self.feeder.process == "auto":

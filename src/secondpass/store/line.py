@@ -95,6 +95,7 @@ class Line:
         """The client's end; raises `Broken` where no app runs."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            sock.settimeout(KEPT_S)  # a hub that hangs is not waited for
             with _address(directory) as address:
                 sock.connect(address)
         except OSError as error:

@@ -77,7 +77,7 @@ class Spool:
         name = name or new_name()
         try:
             self._path.mkdir(mode=0o700, exist_ok=True)
-            partial = self._path / f".{name}"
+            partial = self._path / f".{name}.{secrets.token_hex(4)}"
             with partial.open("wb") as file:
                 file.write(msgspec.json.encode(command))
                 file.flush()
