@@ -188,3 +188,52 @@ def test_an_event_at_which_two_runs_were_killed_is_run_by_a_worker(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["workers"] > 0
     assert outputs(tmp_path) == list(range(EVENTS))
+
+
+CHANGED = """
+import os, signal
+from pathlib import Path
+from secondpass import App, Event, Task
+from secondpass.connectors import JsonLines
+
+class Seen(Event):
+    n: int
+    time: float
+    by: str = ""
+
+class Mark(Task[Seen]):
+    mark: str = "old"
+    def handle(self, event: Seen) -> Seen:
+        killed = Path("killed")
+        if event.n == 700 and killed.read_text() != "xx":
+            killed.write_text(killed.read_text() + "x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return event.replace(by=self.mark)
+
+app = App("changed", source=JsonLines("seen.jsonl", Seen), tasks=[Mark()], sink=JsonLines("out.jsonl"))
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_command_takes_effect_also_while_records_that_killed_runs_are_on_a_worker(
+    tmp_path: Path, workers: str
+) -> None:
+    prepare(tmp_path, "")
+    (tmp_path / "app.py").write_text(CHANGED)
+    (tmp_path / "killed").write_text("")
+    for _ in range(2):
+        assert secondpass(tmp_path, "run", "app.py", "--workers", "0").returncode == -9
+    store = tmp_path / ".secondpass" / "changed"
+    for command in ("pause", "set", "resume"):  # so that no event passes while its workers start
+        Spool(store).put(Command(command, task="Mark", settings={"mark": "new"}))  # type: ignore[arg-type]
+    done = secondpass(tmp_path, "run", "app.py", "--workers", workers)
+    assert done.returncode == 0, done.stderr
+    assert "while they ran records" in done.stderr, "a worker has them"
+    read = Store.open_to_read(store)
+    try:
+        paused, position, _ = [p for p, kind, _ in read.history() if kind == "command"]
+    finally:
+        read.close()
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert 0 < paused == position - 1 <= 700
+    assert [event["by"] for event in found] == ["old"] * paused + ["new"] * (EVENTS - paused)

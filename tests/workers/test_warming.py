@@ -15,6 +15,7 @@ import pytest
 
 from secondpass import App, Loaded
 from secondpass.control import Control
+from secondpass.engine.placement import cores
 from secondpass.errors import ChangeRefused
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -159,3 +160,30 @@ def test_a_command_has_its_position_once_its_workers_are_ready(
     assert why[cls] in told[0]
     assert {e.by for e in passed} == {""}
     assert kinds == ["start", "left out"]
+
+
+@pytest.mark.skipif(cores() < 2, reason="by default an app has workers where there are cores for them")
+def test_a_task_that_no_worker_can_load_runs_in_the_hub_from_its_position_on(
+    gated: Callable[[str], Any], tmp_path: Path
+) -> None:
+    module, hubs, passed, told = gated("setting up"), list[Any](), list[Any](), list[Any]()
+
+    class Local(module.Slow):  # type: ignore[misc, name-defined]
+        def handle(self, event: Any) -> Any:
+            return super().handle(event).replace(by="local")
+
+    thread = threading.Thread(
+        target=lambda: told.append(control.replace(Local().options(name="Slow")).position)
+    )
+
+    def wanted(given: int) -> bool:
+        if hubs[0].chain.placement.gauges[0].shipped and thread.ident is None:
+            thread.start()
+        return thread.ident is None or thread.is_alive() or given < told[0] + 4000
+
+    app = App("gated", source=Live(module, wanted), tasks=[module.Slow()], sink=passed.append)
+    control = Control(tmp_path / "store", app)
+    app.run(store=tmp_path / "store", on_start=hubs.append)
+    (position,) = told
+    assert [event.by for event in passed] == [""] * position + ["local"] * (len(passed) - position)
+    assert len(passed) > position

@@ -57,7 +57,7 @@ class Chain:
         self.writers = {**self._streams, **streams_of(stage.given for stage in stages)}
         size = 0 if self.crew is None else self.crew.size
         self.placement = Placement(tuple(s.given for s in stages), size, before)
-        self.placement.isolated = isolated
+        self.placement.isolated = isolated and self.crew is not None
 
     @property
     def links(self) -> list[Link]:

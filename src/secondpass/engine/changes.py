@@ -9,6 +9,7 @@ What cannot be done is refused, with the reason, and the chain runs on as it was
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable
@@ -253,18 +254,12 @@ class Preparation:
 
     def _make_ready(self, task: Task[Any]) -> None:
         """Everything that takes time, so that the stream need not wait for it."""
-        chain = self._chain
-        links = [link for link in self._links if link.name != task.name]
-        tasks = [link.task for link in links]
-        if chain.crew is not None:
-            from copy import copy
-
-            twin = copy(self.app)
-            twin.tasks = self._new_order = (*tasks, task)
-            try:
-                self.crew = self._make_crew(twin)
-            except NotPortable as error:
-                raise ChangeRefused(f"{error}") from error
+        twin = copy.copy(self.app)
+        twin.tasks = self._new_order = (*(x.task for x in self._links if x.name != task.name), task)
+        try:
+            self.crew = self._make_crew(twin)
+        except NotPortable as error:
+            raise ChangeRefused(f"{error}") from error
         if self.command.kind == "replace" and self.command.trial != 0:
             recent = self._recent.get(task.name, [])
             count = len(recent) if self.command.trial is None else self.command.trial
@@ -397,14 +392,18 @@ class Applied:
 
     def take_effect(self) -> None:
         """It is committed: from the next event on the chain is this one."""
-        chain, found = self._chain, self._preparation
+        chain, old = self._chain, self._chain.crew
         stages = self._stages()
-        if found.crew is not None:
-            old, chain.crew = chain.crew, found.crew
-            if old is not None:
-                threading.Thread(target=old.close, name="secondpass-crew", daemon=True).start()
+        chain.crew = self._crew
+        if old is not None and old is not chain.crew:
+            threading.Thread(target=old.close, name="secondpass-crew", daemon=True).start()
         chain.put_aside = self.put_aside
         chain.set_stages(stages)
+
+    @property
+    def _crew(self) -> Crew | None:
+        """The workers from here on: those there were do not know a task that comes in, whether there are new ones or none."""
+        return self._chain.crew if self.change.to is None else self._preparation.crew
 
     def _step_of(self, link: Link) -> Step | None:
         """The task as it was made ready for this change."""
@@ -413,7 +412,7 @@ class Applied:
 
     def _stages(self) -> list[Stage]:
         """The chain that runs from here on."""
-        chain, found, before = self._chain, self._preparation, {s.name: s for s in self._chain.stages}
+        found, before = self._preparation, {s.name: s for s in self._chain.stages}
         stages: list[Stage] = []
         for link in self.links:
             old = before.get(link.name)
@@ -431,7 +430,7 @@ class Applied:
                 stages.append(old)
                 continue
             elsewhere = step is None and (
-                link.stopped or (chain.crew is not None and never_inline(link.task))
+                link.stopped or (self._crew is not None and never_inline(link.task))
             )
             stage = Stage(
                 link.task,

@@ -98,7 +98,10 @@ def run_app(
         lookups = Lookups(app, app.tasks)
         lookups.begin(opened)
         app.tasks = lookups.attached(app.tasks)
-        crew = crew_for(app, opened, workers, hazard, lookups)
+        crashed = hazard is not None and hazard.found
+        if hazard is not None and crashed:
+            logging.getLogger("secondpass").warning("%s", hazard.told())
+        crew = crew_for(app, opened, workers, lookups, isolated=crashed)
         chain = start_chain(app, opened, summary, rename or {}, drop, live, lookups, crew)
         outbox.recover(opened, accept=accept_output)
         pushing = Pushing(asked_for, opened.directory) if PUSHED in app.sources else None
@@ -107,7 +110,7 @@ def run_app(
         intake = Intake(sources, places, follow=follow, accept=accept_input, max_ahead_s=app.max_ahead_s)
 
         def make_crew(changed: App) -> Crew | None:
-            return crew_for(changed, opened, workers, None, lookups)
+            return crew_for(changed, opened, workers, lookups, isolated=chain.placement.isolated)
 
         commands = Commands(opened, intake, chain, app, make_crew, began_at)
         hub = Hub(intake, chain, opened, outbox, summary, commands, lookups, app.timetables)
@@ -158,19 +161,16 @@ def run_app(
 
 
 def crew_for(
-    app: App, store: Store, workers: int | None, hazard: Hazard | None, lookups: Lookups | None = None
+    app: App, store: Store, workers: int | None, lookups: Lookups | None = None, *, isolated: bool = False
 ) -> Crew | None:
     """The workers that a run may use, none of them started yet; None where it has none.
 
-    Asked for, they must be possible; by default an app that no other process can load runs in this one. After a
-    crash there is one at least, to run what this process must not.
+    Asked for, they must be possible; by default an app that no other process can load runs in this one. `isolated`:
+    there is one at least, to run what this process must not.
     """
     asked = workers if workers is not None else app.workers
     size = cores() if asked is None else asked
-    crashed = hazard is not None and hazard.found
-    if crashed:
-        assert hazard is not None
-        logging.getLogger("secondpass").warning("%s", hazard.told())
+    if isolated:
         size, asked = max(1, size), asked or None
     elif size == 0:
         for task in app.tasks:
@@ -186,7 +186,7 @@ def crew_for(
     except NotPortable as error:
         if asked is not None:
             raise
-        if crashed:
+        if isolated:
             logging.getLogger("secondpass").warning(
                 "no worker can run them, so they run here again: %s", error
             )
