@@ -78,9 +78,7 @@ class Flowing:
             yield Seen(cid=n % CAMERAS, time=n / 1000)
             n += 1
             if n % 100 == 0:
-                time.sleep(
-                    0.001
-                )  # a stream with gaps, so that what a reload holds is not lost in an epoch's work
+                time.sleep(0.001)  # gaps, so that what a reload holds is not lost in an epoch's work
 
 
 def put(path: Path, held: dict[int, Camera]) -> None:

@@ -552,8 +552,8 @@ def test_a_source_may_have_a_process_of_its_own(tmp_path: Path, monkeypatch: pyt
 COMPUTES = """
 HUB = int(os.environ["SOURCED_HUB"])
 
-def compute():
-    until = time.thread_time() + 0.02
+def compute(seconds=0.02):
+    until = time.thread_time() + seconds
     while time.thread_time() < until:
         pass
 """
@@ -608,26 +608,18 @@ def test_a_source_that_is_called_moves_between_two_calls(
         assert len({e["pid"] for e in found[i : i + 5]}) == 1, "no call is cut"
 
 
-BUSY = """
-HUB = int(os.environ["SOURCED_HUB"])
-
-def compute():
-    until = time.thread_time() + 0.1
-    while time.thread_time() < until:
-        pass
-"""
 HOURLY = """
 @app.source(every="1h", process="auto")
 def busy():
     for n in range(5):
-        compute()
+        compute(0.1)
         yield Seen(n=n, pid=os.getpid())
 """
 RETURNS = """
 @app.source(process="auto")
 def busy(last):
     for _ in range(5):
-        compute()
+        compute(0.1)
     return [Seen(n=n, pid=os.getpid()) for n in range(2)]
 """
 AHEAD = """
@@ -635,7 +627,7 @@ AHEAD = """
 def busy(last):
     n = 0 if last is None else last.n + 1
     while n < 30 or os.getpid() == HUB:
-        compute()
+        compute(0.1)
         yield Seen(n=n, pid=os.getpid())
         n += 1
 """
@@ -658,7 +650,7 @@ def test_what_has_moved_is_called_when_it_is_due_and_what_has_ended_is_not(
             )  # it waits for its hour
             hub.stopping = True
 
-    summary = load(str(write(tmp_path, BUSY + text))).run(on_epoch=on_epoch)
+    summary = load(str(write(tmp_path, COMPUTES + text))).run(on_epoch=on_epoch)
     found = outputs(tmp_path)
     assert [e["n"] for e in found] == list(range({HOURLY: 5, RETURNS: 2}.get(text, len(found))))
     assert len({e["pid"] for e in found}) == processes
