@@ -60,6 +60,10 @@ class Chain:
         self.placement.isolated = isolated and self.crew is not None
 
     @property
+    def _has_timers(self) -> bool:
+        return any(stage.timers and not stage.stopped for stage in self.stages)
+
+    @property
     def links(self) -> list[Link]:
         """The chain as a command sees it."""
         return [Link(s.given, s.tables, s.values, stopped=s.stopped) for s in self.stages]
@@ -70,7 +74,7 @@ class Chain:
         if epoch.retry is not None and epoch.retry.task != INTAKE:
             first_depth = [s.name for s in self.stages].index(epoch.retry.task)
         started = [depth for depth in range(first_depth, len(self.stages)) if not self.stages[depth].stopped]
-        if any(stage.timers and not stage.stopped for stage in self.stages):
+        if self._has_timers:
             return self._timed(epoch, first_depth, careful)
         chosen = self._places(epoch, started)
         places = [(depth, chosen[depth]) for depth in started]
@@ -121,7 +125,7 @@ class Chain:
     def warm_up(self) -> None:
         """Start workers where tasks should run on them and may run here meanwhile."""
         was_warming, self.warming = self.warming, False
-        if self.crew is None or any(stage.timers and not stage.stopped for stage in self.stages):
+        if self.crew is None or self._has_timers:
             return
         places = self.placement.wanted([i for i, stage in enumerate(self.stages) if not stage.stopped])
         if not any(places) or not self.placement.may_run_here(places):
