@@ -21,6 +21,7 @@ GROUPED = apart._by_session()
 SLEEPS = """
 import os, sys, time
 from secondpass.cli import apart
+from secondpass.cli.exits import ended
 
 def work():
     print(os.getpid(), flush=True)
@@ -28,7 +29,8 @@ def work():
     return 0
 
 apart.NICE = 0
-sys.exit(apart.apart(work))
+apart._by_session = lambda: {by_session}
+sys.exit(ended(lambda: apart.apart(work)))
 """
 
 
@@ -72,8 +74,11 @@ def test_without_such_groups_it_is_done_here(
     assert seen == [os.getpid(), max(before, apart.NICE)]
 
 
-@pytest.mark.skipif(not GROUPED, reason="the kernel does not group processes by session")
-def test_what_fails_there_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_fails_there_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(apart, "_by_session", lambda: True)
+
     def work() -> int:
         raise InputError("no such input")
 
@@ -82,11 +87,12 @@ def test_what_fails_there_is_told_once(capfd: pytest.CaptureFixture[str]) -> Non
     assert (found.out, found.err) == ("", "error: no such input\n")
 
 
-@pytest.fixture
-def sleeping() -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A process that waits for its work, and the process that does it."""
+@pytest.fixture(params=[True, False], ids=["in a session of its own", "in the command's process"])
+def sleeping(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command that waits for its work, and the process that does it, whatever this machine's kernel groups."""
+    program = SLEEPS.format(by_session=request.param)
     process = subprocess.Popen(
-        [sys.executable, "-c", SLEEPS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     child = int(process.stdout.readline())
@@ -112,7 +118,7 @@ def test_ctrl_c_ends_it(sleeping: tuple[subprocess.Popen[str], int]) -> None:
     process, child = sleeping
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=20)[1] == "interrupted\n"
-    assert process.returncode == 130 or not GROUPED
+    assert process.returncode == 130
     assert gone(child)
 
 
