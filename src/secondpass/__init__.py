@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from secondpass.app import App as App
 from secondpass.app import explain as explain
+from secondpass.calls import ALL as ALL
 from secondpass.errors import SecondpassError as SecondpassError
 from secondpass.event import Event as Event
 from secondpass.event import UntypedEvent as UntypedEvent
@@ -23,7 +24,6 @@ from secondpass.lookups import lookup as lookup
 from secondpass.state import output as output
 from secondpass.state import table as table
 from secondpass.state import value as value
-from secondpass.task import ALL as ALL
 from secondpass.task import Task as Task
 from secondpass.timers import every as every
 from secondpass.timers import timer as timer

@@ -13,11 +13,12 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from secondpass.description import what_it_does
 from secondpass.errors import ChangeRefused
 from secondpass.record import Change, error_text
 from secondpass.state import live_cells
 from secondpass.step import CAUGHT, Step
-from secondpass.task import Task, what_it_does
+from secondpass.task import Task
 
 Cells = dict[str, dict[Any, Any]]
 """By table: resting cells."""

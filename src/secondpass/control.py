@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from secondpass.codec import pack, unpack
+from secondpass.description import AGAIN
 from secondpass.errors import ChangeRefused, SettingsError, StoreError
 from secondpass.store.line import Asked, Broken, Line
 from secondpass.store.lock import holder_of
 from secondpass.store.reader import StoreReader
 from secondpass.store.spool import PREPARATION_LIMIT_S, Command, Kind, Spool, new_name
-from secondpass.task import AGAIN, FunctionTask, Task
+from secondpass.task import FunctionTask, Task
 
 if TYPE_CHECKING:
     from secondpass.app import App

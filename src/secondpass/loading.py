@@ -17,8 +17,8 @@ from msgspec import structs
 
 from secondpass.app import App
 from secondpass.codec import describe, is_struct
+from secondpass.description import AGAIN, what_it_does
 from secondpass.errors import UsageError
-from secondpass.task import AGAIN, what_it_does
 
 at_rest: Callable[[str], NoReturn] | None = None
 """While a module is loaded for what is defined in it: called in place of what it would do to an app's log."""

@@ -19,7 +19,10 @@ from operator import itemgetter
 from typing import Any
 
 from secondpass.app import LATE, MAIN
+from secondpass.binding import look_into
+from secondpass.calls import keys_of
 from secondpass.change import Aside, Link, changed, plain_state
+from secondpass.due import begin_schedules, first_due, take_due
 from secondpass.errors import TaskError, TaskStopped
 from secondpass.event import time_reader
 from secondpass.lookups import contents_of
@@ -42,7 +45,7 @@ from secondpass.record import (
     trace_text,
 )
 from secondpass.step import CAUGHT, Step
-from secondpass.task import Task, begin_schedules, first_due, keys_of, look_into, take_due
+from secondpass.task import Task
 
 
 @dataclass

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from secondpass.binding import attach, attach_state, bind
+from secondpass.calls import call_of, expand
 from secondpass.state import MISSING, CallValues, Moment, Table
-from secondpass.task import Task, accepts, attach, attach_state, bind, call_of, expand
+from secondpass.task import Task, accepts
 from secondpass.timers import Timing
 
 T = TypeVar("T")

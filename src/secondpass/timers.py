@@ -16,7 +16,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from secondpass import codec
 from secondpass.amounts import seconds_of
@@ -36,17 +36,6 @@ PAST_MAX = 10_000
 
 
 _EARLIEST = -math.inf
-
-
-class Pending(NamedTuple):
-    """A timer that waits: they are ordered by time, the task's place in the chain, name and key."""
-
-    time: float
-    depth: int
-    name: str
-    order: Any
-    """Stands for the key where keys do not compare."""
-    key: Any
 
 
 class Timing:

@@ -19,7 +19,8 @@ PACKAGE = "secondpass"
 # `*` stands for any modules of the folder, `secondpass` for the package's own __init__.
 FLOORS: list[tuple[str, ...]] = [
     ("errors", "failpoints", "amounts", "garbage"),
-    ("codec", "event", "state", "lookups", "timers", "task", "tasklog", "record", "step", "change"),
+    ("codec", "event", "state", "lookups", "timers", "due", "definition", "calls"),
+    ("binding", "task", "description", "tasklog", "record", "step", "change"),
     ("timetable", "app", "loading", "reference", "feeder"),
     ("connectors", "connectors.*", "store", "store.*"),
     ("engine", "engine.*"),

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from secondpass import ALL, App, Event, Task, UntypedEvent, output, table, value
+from secondpass.calls import keys_of
 from secondpass.errors import DefinitionError, SettingsError, TaskFault
 from secondpass.event import owned, untyped
-from secondpass.task import keys_of
 
 
 class Seen(Event):

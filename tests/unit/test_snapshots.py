@@ -17,6 +17,7 @@ import pytest
 
 from secondpass import App, Event, Task, table
 from secondpass.amounts import Keep
+from secondpass.description import _source_hash
 from secondpass.engine import snapshots
 from secondpass.engine.explain import Explainer, positions_where
 from secondpass.engine.rehearse import rehearse
@@ -26,7 +27,6 @@ from secondpass.loading import load
 from secondpass.store.copy import PARTIAL, Moment
 from secondpass.store.reader import StoreReader
 from secondpass.store.segments import segments
-from secondpass.task import _source_hash
 
 
 class Seen(Event):

@@ -39,11 +39,11 @@ class Reached(NamedTuple):
 
 def report_of(app: App, task: Task[Any], limit: int) -> ScheduleReport:
     """The dependency order of a task's first events."""
+    from secondpass.binding import look_into
     from secondpass.cli.ways import quietly
     from secondpass.engine.lookups import held_now
     from secondpass.engine.schedule import Schedule
     from secondpass.lookups import contents_of
-    from secondpass.task import look_into
 
     held = held_now(app)
     contents = contents_of([task], held)
@@ -139,9 +139,9 @@ def _reaching(app: App, task: Task[Any], limit: int, held: dict[str, dict[Any, A
 
 def _keys(step: Step, reached: Reached) -> tuple[frozenset[Any] | None, str | None]:
     """An event's keys as a run takes them, None for all; and what `keys` raised."""
+    from secondpass.calls import keys_of
     from secondpass.errors import TaskFault
     from secondpass.reference import stop_error
-    from secondpass.task import keys_of
 
     try:
         keys = keys_of(step.task, reached.event)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any
 
-from secondpass.timers import Pending, TimerSpec
+from secondpass.due import Pending
+from secondpass.timers import TimerSpec
 
 _SLACK = 1024
 

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from secondpass.app import App, as_task
+from secondpass.binding import look_into
 from secondpass.change import Aside, Link, changed, index_of, outlived, times_to_live
+from secondpass.description import code_of, describe, source_has_changed
 from secondpass.engine.chain import Chain
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.crew import Crew
@@ -36,7 +38,7 @@ from secondpass.step import CAUGHT, Step
 from secondpass.store.database import NewChain, Store
 from secondpass.store.reader import StoreReader, Unreadable
 from secondpass.store.spool import PREPARATION_LIMIT_S, Command
-from secondpass.task import Task, accepts, code_of, describe, look_into, source_has_changed, with_settings
+from secondpass.task import Task, accepts, with_settings
 
 TO_CHAIN = ("start", "stop", "set", "add", "remove", "replace", "drop-state")
 """The commands that change the chain."""

@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 
+from secondpass.description import describe
 from secondpass.errors import ChainChanged, StoreDamaged
 from secondpass.state import TableSpec
 from secondpass.store.database import Store, Unreadable
 from secondpass.store.format import CellCodec
-from secondpass.task import Task, describe
+from secondpass.task import Task
 
 Name = tuple[str, str]
 

@@ -66,6 +66,10 @@ class Crew:
         self._given_up: set[int] = set()
         self._warming: dict[int, str] = {}
         """The bundles without events that are on their way, and the tasks that they set up."""
+        self._looks: dict[int, tuple[tuple[int, int], int]] = {}
+        """By worker: the bundle and the event it was at, and at how many looks."""
+        self.told: dict[str, int] = {}
+        """By task: at how many looks at one event that was told last."""
         self._number = 0
         self._setups_lost: dict[str, int] = {}
         self._unexplained = 0
@@ -160,6 +164,19 @@ class Crew:
         if self._executor is None:
             return []
         return self._executor.wait(timeout_s)
+
+    def lingering(self) -> Iterator[tuple[Flight, int, int]]:
+        """The events at which workers still are since the last look or longer: flight, index, since how many looks."""
+        before, self._looks = self._looks, {}
+        for worker, flights in enumerate(self._flights):
+            if not flights or (at := self.executor.at(worker)) is None:
+                continue
+            number, index = at
+            was, looks = before.get(worker, (at, -1))
+            looks = looks + 1 if was == at else 0
+            self._looks[worker] = at, looks
+            if looks and index >= 0 and flights[0].number == number and number not in self._given_up:
+                yield flights[0], index, looks
 
     def landed(self, worker: int, number: int) -> Flight | None:
         """The oldest bundle of a worker was answered; None if nobody wants it any more."""

@@ -68,6 +68,10 @@ class Executor(Protocol):
         """Let the worker's next bundle, which comes when it has none, run in a new process."""
         ...
 
+    def at(self, worker: int) -> tuple[int, int] | None:
+        """The number of the bundle that a worker was at last, and the index of its event; None where nobody can tell."""
+        ...
+
     def wait(self, timeout_s: float | None) -> list[Done | Lost]:
         """What has happened, waiting for the first of it at most so long; None waits for good."""
         ...

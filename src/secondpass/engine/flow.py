@@ -11,6 +11,7 @@ others do. An inline lane runs slices of what has come, between two looks at the
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from secondpass.engine.bundle import decode_answer
@@ -21,6 +22,9 @@ from secondpass.engine.schedule import Sent
 from secondpass.engine.stage import Cut, Passed
 from secondpass.errors import InternalError, WorkerLost
 from secondpass.record import event_crc
+
+LINGERS_S = 15.0
+"""When no worker has answered for so long, somebody looks at which events they are."""
 
 
 class Flow:
@@ -117,7 +121,10 @@ class Flow:
     def _receive(self, *, wait: bool) -> None:
         if wait and not self._crew.flying:
             raise InternalError("the schedule stands still: events wait, and none of them runs")
-        for event in self._crew.wait(None if wait else 0.0):
+        found = self._crew.wait(LINGERS_S if wait else 0.0)
+        if wait and not found:
+            self._tell_of_lingering()
+        for event in found:
             if isinstance(event, Done):
                 answer = decode_answer(event.answer.body)
                 flight = self._crew.landed(event.worker, answer.number)
@@ -135,6 +142,22 @@ class Flow:
                 lane.receive(flight.sent, answer, event.answer.beside)
             else:
                 self._lost(event)
+
+    def _tell_of_lingering(self) -> None:
+        """Say for which event everything waits: now, and when it has taken twice as long, and so on."""
+        for flight, index, looks in self._crew.lingering():
+            lane: WorkerLane = flight.lane
+            position, name, _ = lane.place_of(flight.sent.nodes[index])
+            if lane.limit_s is None and looks >= 2 * self._crew.told.get(name, 0):
+                self._crew.told[name] = looks
+                logging.getLogger("secondpass").warning(
+                    "%s has been at the %s at position %d for more than %g s, and what comes behind waits; "
+                    ".options(limit_s=...) bounds the time of an event",
+                    name,
+                    "batch with the event" if lane.batches and not lane.singly else "event",
+                    position,
+                    looks * LINGERS_S,
+                )
 
     def _lost(self, lost: Lost) -> None:
         """A worker is gone: its bundles wait again, and the event at which it died is suspect."""

@@ -50,10 +50,13 @@ class InProcess:
         assert not self._waiting[worker]
         self._workers.pop(worker, None)
 
+    def at(self, worker: int) -> None:
+        """Nothing runs between two calls."""
+
     def wait(self, timeout_s: float | None) -> list[Done | Lost]:
         """Run one bundle, of any worker that has one; sometimes none, where nobody has to wait."""
         able = [i for i, waiting in enumerate(self._waiting) if waiting]
-        if not able or (timeout_s is not None and self._random.random() < 0.5):
+        if not able or (timeout_s == 0.0 and self._random.random() < 0.5):
             return []
         worker = self._random.choice(able)
         if self._random.random() < self._lose:

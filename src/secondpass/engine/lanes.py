@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import Any
 
+from secondpass.calls import keys_of
 from secondpass.engine.bundle import (
     DROPPED,
     KEPT,
@@ -42,7 +43,6 @@ from secondpass.errors import TaskFault, WorkerLost
 from secondpass.record import Told, Verdict
 from secondpass.state import MISSING
 from secondpass.store.format import CellCodec
-from secondpass.task import keys_of
 
 BUNDLE_S, BUNDLE_MANY_S, BUNDLE_FREE_S = 0.008, 0.004, 0.04
 """A bundle takes about this long: long beside the way there and back (0.2 ms of the hub), short beside an epoch.

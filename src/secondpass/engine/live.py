@@ -15,10 +15,11 @@ from typing import Any
 import msgspec
 
 from secondpass.app import App, as_task
+from secondpass.description import describe
 from secondpass.errors import ChainChanged, SettingsError
 from secondpass.record import Change, error_text
 from secondpass.store.reader import StoreReader
-from secondpass.task import Options, Task, describe, from_plain, is_task_class, with_options, with_settings
+from secondpass.task import Options, Task, from_plain, is_task_class, with_options, with_settings
 
 Described = dict[str, Any]
 KINDS = {"drop-state": "drop"}

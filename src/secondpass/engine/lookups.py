@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from secondpass.app import App
+from secondpass.binding import look_into
 from secondpass.codec import pack
 from secondpass.engine.bundle import LOOKUPS, parcel
 from secondpass.engine.executor import Parcel
@@ -33,7 +34,7 @@ from secondpass.state import MISSING
 from secondpass.store.database import Store
 from secondpass.store.format import CellCodec, pack_cells, unpack_cells
 from secondpass.store.reader import Name, StoreReader, Unreadable
-from secondpass.task import Task, look_into
+from secondpass.task import Task
 
 OWNER = ""
 """Stands for a task's name where the store names the table that a lookup rests in."""

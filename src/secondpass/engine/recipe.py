@@ -33,11 +33,12 @@ import msgspec
 
 from secondpass import loading
 from secondpass.app import App
+from secondpass.description import describe
 from secondpass.errors import SettingsError, UsageError
 from secondpass.event import Event
 from secondpass.feeder import Feeder
 from secondpass.record import error_text
-from secondpass.task import FunctionTask, Task, describe
+from secondpass.task import FunctionTask, Task
 
 _STAND_IN = "secondpass_main"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from secondpass.app import App
 from secondpass.change import changed
+from secondpass.description import describe
 from secondpass.engine.compare import _task_changes
 from secondpass.engine.live import Described
 from secondpass.engine.replay import Base, Commanded, Restarted
@@ -19,7 +20,7 @@ from secondpass.engine.standing import Standing, task_for
 from secondpass.errors import ChangeRefused, NotRepeated, SettingsError
 from secondpass.record import Change
 from secondpass.store.reader import StoreReader
-from secondpass.task import FunctionTask, Task, describe, with_settings
+from secondpass.task import FunctionTask, Task, with_settings
 
 
 @dataclass

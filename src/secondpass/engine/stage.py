@@ -17,7 +17,10 @@ from collections import deque
 from itertools import repeat
 from typing import Any
 
+from secondpass.binding import attach, attach_state
+from secondpass.calls import batch_results, call_of, expand, keys_of
 from secondpass.codec import pack
+from secondpass.due import Pending
 from secondpass.engine.agenda import Agenda
 from secondpass.engine.epoch import Epoch, Where, path_of
 from secondpass.engine.overlay import Cells, Delta, Layered, Mirror, Suspect, mirrors, overlay_for
@@ -26,8 +29,8 @@ from secondpass.record import DeadLetter, Firing, Told, Verdict, error_text, eve
 from secondpass.reference import Tally
 from secondpass.state import MISSING, CallValues, Moment, Output
 from secondpass.step import CAUGHT, Step
-from secondpass.task import Task, accepts, attach, attach_state, batch_results, call_of, expand, keys_of
-from secondpass.timers import Pending, Timing
+from secondpass.task import Task, accepts
+from secondpass.timers import Timing
 
 RECENT = 100
 """So many events of each task are at hand to try other code on."""

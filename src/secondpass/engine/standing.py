@@ -13,6 +13,7 @@ import msgspec
 
 from secondpass.app import App
 from secondpass.change import Aside, Link, _with_earlier, changed, times_to_live
+from secondpass.description import code_hash, describe
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.live import Described, recorded_change, task_of
 from secondpass.engine.lookups import Recalled
@@ -20,7 +21,7 @@ from secondpass.engine.replay import Base, Commanded, Restarted, WasLoaded
 from secondpass.errors import ChangeRefused, NotRepeated, SettingsError
 from secondpass.record import Change
 from secondpass.store.reader import Unreadable
-from secondpass.task import FunctionTask, Options, Task, code_hash, describe, with_options, with_settings
+from secondpass.task import FunctionTask, Options, Task, with_options, with_settings
 
 
 class Standing:

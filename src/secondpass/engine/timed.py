@@ -17,12 +17,12 @@ from bisect import bisect_left
 from itertools import count
 from typing import Any
 
+from secondpass.due import Pending
 from secondpass.engine.epoch import Epoch, Where
 from secondpass.engine.stage import Cut, Passed, Stage
 from secondpass.engine.summary import merge_tally
 from secondpass.record import Firing
 from secondpass.reference import Tally
-from secondpass.timers import Pending
 
 Parts = list[tuple[int, Passed]]
 """By depth: what the tasks put out."""

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from secondpass.binding import attach, attach_state
 from secondpass.change import Link
+from secondpass.due import Pending
 from secondpass.engine.replay import Commanded, Restarted
 from secondpass.engine.walk import Onlooker
 from secondpass.state import MISSING, CallValues, Moment, Table, TableSpec
 from secondpass.step import Step
-from secondpass.task import Task, attach, attach_state
-from secondpass.timers import Pending
+from secondpass.task import Task
 
 READS_TOLD = 200
 """Of one call; a task that goes through a whole table reads them all."""

@@ -17,6 +17,8 @@ from typing import Any
 import msgspec
 
 from secondpass.app import App
+from secondpass.binding import look_into
+from secondpass.calls import keys_of
 from secondpass.change import Link, changed
 from secondpass.codec import pack
 from secondpass.engine.bundle import decode_events, encode_events
@@ -28,7 +30,7 @@ from secondpass.lookups import Contents, specs_of
 from secondpass.record import Change, error_text
 from secondpass.step import CAUGHT, Step
 from secondpass.store.database import Store
-from secondpass.task import Task, keys_of, look_into
+from secondpass.task import Task
 
 _SAID = 2000  # characters of what a process that died has said
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from secondpass.app import LATE, MAIN, App
 from secondpass.change import Link
+from secondpass.due import Pending, begin_schedules, first_due, take_due
 from secondpass.engine.epoch import Epoch
 from secondpass.engine.replay import Base, Commanded, Replay, Restarted, WasLoaded, records_of
 from secondpass.engine.standing import Standing
@@ -34,8 +35,6 @@ from secondpass.reference import stop_error
 from secondpass.state import MISSING
 from secondpass.step import CAUGHT, Step
 from secondpass.store.reader import StoreReader
-from secondpass.task import begin_schedules, first_due, take_due
-from secondpass.timers import Pending
 
 RECORDS_AT_ONCE = 1000
 

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from secondpass.binding import attach, look_into
+from secondpass.calls import batch_results, expand
 from secondpass.engine.bundle import (
     DROPPED,
     KEPT,
@@ -44,7 +46,7 @@ from secondpass.lookups import Contents, specs_of
 from secondpass.record import error_text, trace_text
 from secondpass.step import CAUGHT, Step
 from secondpass.store.format import CellCodec
-from secondpass.task import Task, attach, batch_results, expand, look_into
+from secondpass.task import Task
 
 Mark = Callable[[int, int], None]
 

@@ -149,6 +149,10 @@ class LocalProcesses:
         if not process.given:
             self._retire(process)
 
+    def at(self, worker: int) -> tuple[int, int] | None:
+        process = self._slots.get(worker)
+        return None if process is None else (process.desk.cells[0], process.desk.cells[1])
+
     def wait(self, timeout_s: float | None) -> list[Done | Lost]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
