@@ -141,6 +141,19 @@ class Control:
         """Give up what a task remembers, or only one table or value of it; for good."""
         return self._give("drop-state", task, state=state, reason=reason, wait=wait)
 
+    # ---- dead letters
+
+    def retry_letter(
+        self, number: int, event: Mapping[str, Any] | None = None, *, reason: str = "", wait: bool = True
+    ) -> Done:
+        """Send a dead letter again, to the task that failed; fields in `event` replace those of the event."""
+        mended = None if event is None else unpack(pack(dict(event)))
+        return self._give("retry", "", letter=number, event=mended, reason=reason, wait=wait)
+
+    def drop_letter(self, number: int, *, reason: str = "", wait: bool = True) -> Done:
+        """Give a dead letter up; it stays in the store, marked as dropped."""
+        return self._give("drop", "", letter=number, reason=reason, wait=wait)
+
     # ---- the app
 
     def pause(self, *, reason: str = "", wait: bool = True) -> Done:
@@ -257,7 +270,7 @@ def _ask(directory: Path, name: str, command: Command, *, wait: bool) -> Done:
     line = Line.to(directory)
     try:
         try:
-            line.ask(Asked(name, command))
+            line.ask(Asked(name, command, wait))
         except TimeoutError:
             raise Broken from None
         if not wait:

@@ -3,10 +3,15 @@
 import re
 import signal
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from secondpass.cli.shapes import CommandReport, Letter, LetterList
+from secondpass.cli.commanding import Meant
+from secondpass.cli.dead_letters import _give
+from secondpass.cli.shapes import CommandReport, HistoryLine, Letter, LetterList, StatusReport
+from secondpass.errors import ChangeRefused
 
 FRAGILE = """
 class Fragile(Task[Seen]):
@@ -166,17 +171,93 @@ def test_dropping_many_asks_first(broken, command, monkeypatch) -> None:
     assert command("dead-letters", "list").out == "no open dead letters in .secondpass/fragile\n"
 
 
-def test_a_running_app_does_it_within_moments_and_is_named(project) -> None:
-    project.write("fragile.py", FRAGILE)
-    project.seen(10)
-    with project.start("run", "fragile.py", "--follow") as process:
-        while "fragile" not in (done := project.run("status", "--json")).out or '"open": 1' not in done.out:
+@pytest.fixture
+def running(broken) -> Iterator[Any]:
+    """The app in another process, with its four dead letters; camera 11 is known now, and camera 10 is not."""
+    broken.write("fragile.py", FRAGILE.replace("event.cid > 9", "event.cid == 10"))
+    with broken.start("run", "fragile.py", "--follow") as process:
+        assert process.stderr is not None
+        broken.process = process
+        while broken.run("status", "--json").document(StatusReport).stores[0].running is None:
             assert process.poll() is None, process.communicate()
-        done = project.run("dead-letters", "drop", "0")
-        assert f"by the running app within moments (process {process.pid})" in done.out
-        deadline = time.monotonic() + 30
-        while '"dropped": 1' not in project.run("status", "--json").out:
-            assert time.monotonic() < deadline
+        yield broken
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 130
+
+
+def test_a_running_app_says_what_became_of_it(running) -> None:
+    run = running.run
+    assert run("dead-letters", "retry", "2").out == "dead letter 2 sent again at position 5\n"
+    assert run("dead-letters", "drop", "3").out == "dead letter 3 dropped\n"
+    assert run("dead-letters", "retry", "0").out == (
+        "dead letter 0 sent again at position 6; failed again: dead letter 4\n"
+    )
+    assert statuses(run) == {0: "sent", 1: "open", 2: "sent", 3: "dropped", 4: "open"}
+    (entry,) = [e for e in run("history", "--json").lines(HistoryLine) if e.what == "retry dead letter 2"]
+    assert f"process {running.process.pid}" not in (entry.by or "")
+    assert re.fullmatch(r".+@.+, process \d+", entry.by or "")
+    assert entry.at is not None
+
+
+def test_many_at_once_are_done_in_order_and_told_together(running) -> None:
+    run = running.run
+    report = run("dead-letters", "retry", "0", "1", "2", "--json").document(CommandReport)
+    assert report == CommandReport(
+        store=".secondpass/fragile", kind="retry", letters=[0, 1, 2], running=True, outcome="done",
+        positions={0: 5, 1: 6, 2: 7}, failed_again=[4, 5],
+    )  # fmt: skip
+    assert [event["cid"] for event in running.output()] == [1, 11]
+    assert run("dead-letters", "drop", "--all", "--yes").out == "3 dead letters dropped\n"
+
+
+@pytest.mark.parametrize("order", [[2, 0], [0, 2]])
+def test_what_somebody_else_has_done_meanwhile_is_left_out(running, order: list[int], capfd) -> None:
+    store = running.folder / ".secondpass" / "fragile"
+    assert running.run("dead-letters", "drop", "2").code == 0
+    _give(Meant(None, store, store), "retry", order, None, "", no_wait=False, as_json=False)
+    assert capfd.readouterr().out == (
+        "dead letter 0 sent again at position 5; failed again: dead letter 4; "
+        "dead letter 2 left out: dead letter 2 was dropped already\n"
+    )
+    with pytest.raises(ChangeRefused, match="refused: dead letter 2 was dropped already"):
+        _give(Meant(None, store, store), "drop", [2], None, "", no_wait=False, as_json=False)
+
+
+def test_without_waiting_they_are_asked_for(running) -> None:
+    done = running.run("dead-letters", "drop", "0", "1", "--no-wait")
+    assert done.out == (
+        f"2 dead letters will be dropped by the running app within moments (process {running.process.pid})\n"
+    )
+    deadline = time.monotonic() + 30
+    while '"dropped": 2' not in running.run("status", "--json").out:
+        assert time.monotonic() < deadline
+
+
+def test_a_paused_app_does_what_is_asked_of_dead_letters_and_what_is_asked_after_it(running) -> None:
+    run = running.run
+    assert run("pause").code == 0
+    with (running.folder / "in.jsonl").open("a") as file:
+        file.write('{"cid": 5, "time": 5.0}\n')
+    assert run("dead-letters", "retry", "2").out == "dead letter 2 sent again at position 6\n"
+    assert run("dead-letters", "drop", "0", "--no-wait").code == 0
+    assert run("resume").out.startswith("resume: done at position 7\n")
+    deadline = time.monotonic() + 30
+    while [event["cid"] for event in running.output()] != [1, 11, 5]:
+        assert time.monotonic() < deadline
+    assert statuses(run) == {0: "dropped", 1: "open", 2: "sent", 3: "open"}
+
+
+def test_a_retry_that_stops_the_app_is_refused_and_the_letter_stays_open(broken, command) -> None:
+    broken.write(
+        "fragile.py", FRAGILE.replace("tasks=[Fragile()", "tasks=[Fragile().options(on_error='stop')")
+    )
+    with broken.start("run", "fragile.py", "--follow") as process:
+        while broken.run("status", "--json").document(StatusReport).stores[0].running is None:
+            assert process.poll() is None, process.communicate()
+        done = broken.run("dead-letters", "retry", "0")
+        assert done.code == 2
+        assert "refused: it stopped the app: ValueError: camera 10 is unknown" in done.err
+        process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert statuses(command)[0] == "open"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -153,6 +154,30 @@ def test_a_poison_event_sent_again_does_not_take_the_hub_down(tmp_path: Path) ->
         assert done.returncode == 0, done.stderr
     assert outputs(tmp_path) == [n for n in range(EVENTS) if n not in POISON]
     assert len(letters(tmp_path)) == len(POISON) + 2
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_poison_event_is_sent_again_while_the_app_is_paused_and_killed(
+    tmp_path: Path, workers: str
+) -> None:
+    prepare(tmp_path, "os._exit(3)")
+    while secondpass(tmp_path, "run", "app.py").returncode == 3:
+        pass
+    spool = Spool(tmp_path / ".secondpass" / "fatal")
+    for command in Command("pause"), Command("retry", 0), Command("drop", 1), Command("resume"):
+        spool.put(command)
+    run = ("run", "app.py", "--workers", workers)
+    for point in "command.after", "take.before", "commit.before", "commit.after", "spool.remove.after":
+        killed = secondpass(tmp_path, *run, SECONDPASS_KILL_AT=point)
+        assert killed.returncode in (-9, 3), killed.stderr  # 3: where it ran in the hub, once
+    while (done := secondpass(tmp_path, *run)).returncode == 3:
+        assert workers == "0"
+    assert done.returncode == 0, done.stderr
+    assert outputs(tmp_path) == [n for n in range(EVENTS) if n not in POISON]
+    with contextlib.closing(Store.open_to_read(tmp_path / ".secondpass" / "fatal")) as store:
+        assert [status for _, status, _ in store.letters()] == [
+            "sent", "dropped", *["open"] * (len(POISON) - 1)
+        ]  # fmt: skip
 
 
 @pytest.mark.xdist_group("memory")

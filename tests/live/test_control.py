@@ -98,6 +98,35 @@ def test_a_run_in_memory_takes_commands_and_keeps_no_history(tmp_path: Path) -> 
     assert 0 < told[0] < summary.position
 
 
+class Known(Task[Seen]):
+    """Refuses two events."""
+
+    def handle(self, event: Seen) -> Seen:
+        if event.n in (3, 4):
+            raise LookupError(event.n)
+        return event
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_dead_letters_are_sent_again_and_dropped_from_python(tmp_path: Path, *, stored: bool) -> None:
+    told: list[Any] = []
+    passed: list[Seen] = []
+
+    def give() -> None:
+        told.append(app.control.retry_letter(0, {"n": 2_000}, reason="mended").position)
+        told.append(app.control.drop_letter(1).position)
+        with pytest.raises(ChangeRefused, match="dead letter 0 was sent already"):
+            app.control.retry_letter(0)
+
+    app = App("letters", source=Fed(1_000, {500: give}), tasks=[Known()], sink=passed.append)
+    app.run(store=tmp_path / "store" if stored else None, workers=0)
+    assert told[0] < told[1]
+    assert [event.n for event in passed[told[0] - 3 :][:2]] == [told[0] - 1, 2_000]
+    if stored:
+        kinds = [(e["kind"], e["letter"], e["reason"]) for e in app.control.history() if "letter" in e]
+        assert kinds[:2] == [("retry", 0, "mended"), ("drop", 1, "")]
+
+
 def test_the_last_events_are_at_hand_for_a_trial_also_after_other_settings_and_other_code(
     tmp_path: Path,
 ) -> None:

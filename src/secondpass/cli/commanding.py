@@ -1,15 +1,16 @@
 """Commands to an app: how one is given and what is said of it; and those to the app as a whole.
 
-They are left beside the store, as any other process does it (`secondpass.control`): a running app does them within
-moments, the next run otherwise. The app's code is not imported.
+They are given as any other process does it (`secondpass.control`): a running app does them within moments, the next
+run otherwise. The app's code is not imported.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,22 +82,10 @@ def give(
     from secondpass.control import Control
     from secondpass.store.lock import holder_of
 
-    title = f"{kind} {task}" if task else {"end": "stop"}.get(kind, kind)
+    title = f"{kind} {task}" if task else str({"end": "stop"}.get(kind, kind))
     control = Control(meant.directory)
-    waiting = threading.Timer(
-        TELL_AFTER_S, text.hint, [f"waiting for the running app; Ctrl-C leaves the {title} asked for"]
-    )
-    waiting.daemon = True
-    waiting.start()
-    try:
+    with waiting(title, meant):
         done = act(control)
-    except KeyboardInterrupt:
-        text.hint(f"the {title} stays asked for; what becomes of it: {meant.line('history')}")
-        raise
-    except ChangeRefused as error:
-        raise ChangeRefused(f"refused: {error}", **error.details) from None
-    finally:
-        waiting.cancel()
     if then is not None and not done.waits:
         then()
     holder = holder_of(meant.directory) if done.waits and no_wait else None
@@ -126,6 +115,25 @@ def give(
         text.say(f"{label}: {undo}")
 
 
+@contextlib.contextmanager
+def waiting(title: str, meant: Meant) -> Generator[None]:
+    """While the app is waited for: say so when that takes long, and what Ctrl-C and a refusal mean."""
+    telling = threading.Timer(
+        TELL_AFTER_S, text.hint, [f"waiting for the running app; Ctrl-C leaves the {title} asked for"]
+    )
+    telling.daemon = True
+    telling.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        text.hint(f"the {title} stays asked for; what becomes of it: {meant.line('history')}")
+        raise
+    except ChangeRefused as error:
+        raise ChangeRefused(f"refused: {error}", **error.details) from None
+    finally:
+        telling.cancel()
+
+
 def _record(control: Control, done: Done) -> dict[str, Any]:
     """What the history keeps of a command that is done."""
     found = [entry for entry in control.history(50) if entry.get("command") == done.command]
@@ -138,7 +146,7 @@ def _record(control: Control, done: Done) -> dict[str, Any]:
 def pause(app: str | None, store: Path | None, reason: str, no_wait: bool, as_json: bool) -> None:
     """Let an app take no more events until `resume`.
 
-    What it has taken is done and committed. It stays paused across restarts. Commands are still done while it is.
+    What it has taken is done and committed. It stays paused across restarts. Commands are still done while it is, and dead letters sent again.
     """
     meant = Meant.of(app, store)
     give(

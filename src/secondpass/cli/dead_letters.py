@@ -1,13 +1,13 @@
 """`secondpass dead-letters`: events that were set aside, and what becomes of them.
 
-Listing reads the store. Sending again and dropping are commands to the app: they are left beside the
-store, where a running app takes them within moments, and the next run otherwise.
+Listing reads the store. Sending again and dropping are commands to the app: a running one does them within moments,
+the next run otherwise.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -16,20 +16,22 @@ import msgspec
 
 from secondpass.cli import text
 from secondpass.cli.apps import shown
+from secondpass.cli.commanding import Meant
 from secondpass.cli.group import HELP
 from secondpass.cli.options import (
+    command_options,
     confirmed,
     debug_option,
     json_option,
-    reason_option,
     store_option,
     stored_app_argument,
 )
-from secondpass.cli.places import file_of, find_store
+from secondpass.cli.places import find_store
 from secondpass.cli.shapes import CommandReport, Letter, LetterGroup, LetterList, document, line
-from secondpass.errors import SettingsError
+from secondpass.errors import ChangeRefused, SettingsError
 
 if TYPE_CHECKING:
+    from secondpass.control import Control, Done
     from secondpass.store.format import StoredLetter
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -194,10 +196,7 @@ def _choice(function: F) -> F:
 @click.option(
     "--event", metavar="JSON", help="Send this instead: fields given here replace those of the event."
 )
-@reason_option
-@store_option
-@json_option
-@debug_option
+@command_options
 def retry(
     words: tuple[str, ...],
     all_: bool,
@@ -205,6 +204,7 @@ def retry(
     event: str | None,
     reason: str,
     store: Path | None,
+    no_wait: bool,
     as_json: bool,
 ) -> None:
     """Send dead letters again, to the task that failed.
@@ -221,7 +221,8 @@ def retry(
                 f"dead letter {number} was no event when it was read ({stored.error}); mend it with --event JSON, "
                 f"or drop it"
             )
-    _command(directory, "retry", [n for n, _, _ in chosen], mended, reason, app, as_json=as_json)
+    numbers = [number for number, _, _ in chosen]
+    _give(Meant(app, store, directory), "retry", numbers, mended, reason, no_wait=no_wait, as_json=as_json)
 
 
 def _mended(event: str | None, chosen: list[Found]) -> dict[str, Any] | None:
@@ -238,10 +239,7 @@ def _mended(event: str | None, chosen: list[Found]) -> dict[str, Any] | None:
 @dead_letters.command("drop", context_settings=HELP)
 @_choice
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@reason_option
-@store_option
-@json_option
-@debug_option
+@command_options
 def drop(
     words: tuple[str, ...],
     all_: bool,
@@ -249,6 +247,7 @@ def drop(
     yes: bool,
     reason: str,
     store: Path | None,
+    no_wait: bool,
     as_json: bool,
 ) -> None:
     """Give dead letters up; they stay in the store, marked as dropped.
@@ -260,7 +259,8 @@ def drop(
     chosen = _chosen(directory, numbers, task, all_)
     if chosen and not numbers:
         confirmed(f"Drop {text.plural(len(chosen), 'dead letter')} of {shown(directory)}?", yes=yes)
-    _command(directory, "drop", [n for n, _, _ in chosen], None, reason, app, as_json=as_json)
+    numbers = [number for number, _, _ in chosen]
+    _give(Meant(app, store, directory), "drop", numbers, None, reason, no_wait=no_wait, as_json=as_json)
 
 
 def _app_and_numbers(words: Iterable[str]) -> tuple[str | None, list[int]]:
@@ -290,40 +290,87 @@ def _chosen(directory: Path, numbers: list[int], task: str | None, all_: bool) -
     return [by_number[number] for number in numbers]
 
 
-def _command(
-    directory: Path,
+def _give(
+    meant: Meant,
     kind: Literal["retry", "drop"],
     numbers: list[int],
-    event: Any,
+    event: dict[str, Any] | None,
     reason: str,
-    app: str | None,
     *,
+    no_wait: bool,
     as_json: bool,
 ) -> None:
-    """Leave commands beside the store, and say when they will be done."""
-    import time
-
+    """Give a command for each, in order, and say what became of them once the last is done."""
+    from secondpass.cli.commanding import waiting
+    from secondpass.control import Control
     from secondpass.store.lock import holder_of
-    from secondpass.store.spool import Command, Spool
 
-    spool = Spool(directory)
-    for number in numbers:
-        spool.put(Command(kind, number, event, at=time.time(), reason=reason))
-    holder = holder_of(directory)
-    if as_json:
-        text.say(
-            document(
-                CommandReport(store=str(directory), kind=kind, letters=numbers, running=holder is not None)
-            )
-        )
-    elif not numbers:
-        text.say(f"no open dead letters in {shown(directory)}; nothing to do")
-    else:
-        what = f"dead letter {numbers[0]}" if len(numbers) == 1 else text.plural(len(numbers), "dead letter")
-        done = {"retry": "sent again", "drop": "dropped"}[kind]
-        when = (
-            f"by the running app within moments (process {holder.get('pid', 'just starting')})"
-            if holder is not None
-            else f"by the next run: secondpass run {app or file_of(directory)}"
-        )
-        text.say(f"{what} will be {done} {when}")
+    control, names = Control(meant.directory), dict[str, int]()
+
+    def give(number: int, *, wait: bool) -> Done:
+        if kind == "retry":
+            return control.retry_letter(number, event, reason=reason, wait=wait)
+        return control.drop_letter(number, reason=reason, wait=wait)
+
+    for number in numbers[:-1]:
+        names[give(number, wait=False).command] = number
+    report = CommandReport(
+        store=str(meant.directory), kind=kind, letters=numbers, running=False, outcome="nothing to do"
+    )
+    if numbers:
+        last, of_many = numbers[-1], len(numbers) > 1
+        report.outcome = "done"
+        with waiting(f"{kind} of {_these(numbers)}", meant):
+            try:
+                done = give(last, wait=not no_wait)
+                names[done.command] = last
+                if done.waits:
+                    report.outcome = "asked for"
+            except ChangeRefused as error:
+                if not of_many:
+                    raise
+                report.left_out[last] = str(error)
+    holder = holder_of(meant.directory)
+    report.running = holder is not None
+    if report.outcome == "asked for" and (holder is None or not no_wait):
+        report.outcome = "left for the next run"
+    if report.outcome == "done":
+        _look_what_became(meant.directory, control, names, report)
+    text.say(document(report) if as_json else _said(report, holder, meant))
+
+
+def _look_what_became(
+    directory: Path, control: Control, names: Mapping[str, int], report: CommandReport
+) -> None:
+    for entry in control.history(len(names) + 200):
+        number = names.get(entry.get("command", ""))
+        if number is not None and entry["kind"] == "left out":
+            report.left_out[number] = entry["reason"]
+        elif number is not None and entry["kind"] == "retry":
+            report.positions[number] = entry["position"]
+    if report.positions:
+        places, letters = set(report.positions.values()), _letters(directory, None, None)
+        report.failed_again = [number for number, _, letter in letters if letter.position in places]
+
+
+def _these(numbers: list[int]) -> str:
+    return f"dead letter {numbers[0]}" if len(numbers) == 1 else text.plural(len(numbers), "dead letter")
+
+
+def _said(report: CommandReport, holder: dict[str, Any] | None, meant: Meant) -> str:
+    done = {"retry": "sent again", "drop": "dropped"}[report.kind]
+    if report.outcome == "nothing to do":
+        return f"no open dead letters in {shown(meant.directory)}; nothing to do"
+    if report.outcome == "asked for":
+        pid = (holder or {}).get("pid", "just starting")
+        return f"{_these(report.letters)} will be {done} by the running app within moments (process {pid})"
+    if report.outcome != "done":
+        return f"{_these(report.letters)} will be {done} by the next run: {meant.run}"
+    done_ones = [number for number in report.letters if number not in report.left_out]
+    found = [f"{_these(done_ones)} {done}"] if done_ones else []
+    if len(done_ones) == 1 and report.positions:
+        found[0] += f" at position {text.count(report.positions[done_ones[0]])}"
+    if report.failed_again:
+        found.append(f"failed again: {_these(report.failed_again)}")
+    found += [f"dead letter {number} left out: {why}" for number, why in report.left_out.items()]
+    return "; ".join(found)

@@ -151,12 +151,18 @@ class LetterList(Shape):
 
 
 class CommandReport(Shape):
-    """`dead-letters retry` and `drop`: what was asked for."""
+    """`dead-letters retry` and `drop`: what was asked for, and what became of it."""
 
     store: str
     kind: Literal["retry", "drop"]
     letters: list[int]
     running: Annotated[bool, says("an app is running and does it now; otherwise the next run does")]
+    outcome: Literal["done", "asked for", "left for the next run", "nothing to do"]
+    positions: Annotated[
+        dict[int, int], says("by number: the place in the stream of each that was sent again")
+    ] = {}
+    left_out: Annotated[dict[int, str], says("why, by number, for those that the app could not do")] = {}
+    failed_again: Annotated[list[int], says("the numbers of the new dead letters")] = []
 
 
 class SourceReport(Shape):

@@ -290,7 +290,9 @@ def _details(report: StoreReport) -> list[str]:
         told = ", ".join(f"{text.count(letters[s])} {s}" for s in ("open", "sent", "dropped") if s in letters)
         rows.append(("dead letters", click.style(told, fg="yellow") if "open" in letters else told))
     if report.commands_waiting:
-        rows.append(("commands", f"{report.commands_waiting} waiting for the next run"))
+        rows.append(
+            ("commands", f"{report.commands_waiting} waiting{'' if report.running else ' for the next run'}")
+        )
     lines = [click.style(report.app or "an app", bold=True), *text.fields(rows, indent="  ")]
     if report.tasks:
         table = [

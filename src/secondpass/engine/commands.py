@@ -99,8 +99,8 @@ class Commands:
         self._seen: set[str] = set()
         self._closed = False
         self._began_at = began_at
-        self._refusal: str | None = None
-        """Why the command at hand is left out."""
+        self.refusal: str | None = None
+        """Why what is asked of the dead letter at hand is left out."""
 
     def give(self, command: Command, given: Any = None) -> Answer:
         """A command from this process; may be called by any thread."""
@@ -190,6 +190,12 @@ class Commands:
 
     # ---- of dead letters
 
+    @property
+    def letter_waits(self) -> bool:
+        """Whether the oldest command is about a dead letter."""
+        found = self._oldest()
+        return found is not None and found.command.kind in LETTERS
+
     def next_epoch(self, number: int) -> Epoch | None:
         """The oldest waiting command as an epoch; None when none waits, or none of a dead letter."""
         found = self._oldest()
@@ -198,14 +204,14 @@ class Commands:
         return self._epoch(number, self._store.progress, found.command)
 
     def _epoch(self, number: int, progress: Progress, command: Command) -> Epoch:
-        self._refusal, retry = None, Retry(command.letter, INTAKE, None)
+        self.refusal, retry = None, Retry(command.letter, INTAKE, None)
         events: list[Any] = []
         dangerous = False
         found = self._store.letter(command.letter)
         if found is None:
-            self._refusal = f"there is no dead letter {command.letter}"
+            self.refusal = f"there is no dead letter {command.letter}"
         elif found[0] != "open":
-            self._refusal = f"dead letter {command.letter} was {found[0]} already"
+            self.refusal = f"dead letter {command.letter} was {found[0]} already"
         elif command.kind == "retry":
             letter = found[1]
             dangerous = letter.error.startswith(KILLED)
@@ -214,11 +220,11 @@ class Commands:
             try:
                 retry = Retry(command.letter, task, self._event_of(letter, command))
                 events = [retry.event]
-                self._refusal = self._no_timer(retry)
+                self.refusal = self._no_timer(retry)
             except Exception as error:  # noqa: BLE001 - data from outside, and a type's own checks may raise anything
-                self._refusal = f"dead letter {command.letter} is no event: {error_text(error)}"
-        if self._refusal is not None:
-            logging.getLogger("secondpass").warning("the %s is left out: %s", command.kind, self._refusal)
+                self.refusal = f"dead letter {command.letter} is no event: {error_text(error)}"
+        if self.refusal is not None:
+            logging.getLogger("secondpass").warning("the %s is left out: %s", command.kind, self.refusal)
         return Epoch(
             number=number,
             first=progress.position,
@@ -258,10 +264,13 @@ class Commands:
 
     def settle(self, progress: Progress) -> tuple[tuple[str, Any], dict[int, str]]:
         """What to commit of the command at hand, noted in `progress`: its history, and its letter's status."""
-        name, command = self._waiting[0].name, self._waiting[0].command
-        progress.commands = [*progress.commands, name][-KEPT:]
-        details = {"letter": command.letter, "command": name, "reason": self._refusal or command.reason}
-        if self._refusal is not None:
+        found = self._waiting[0]
+        name, command = found.name, found.command
+        if found.kept:
+            progress.commands = [*progress.commands, name][-KEPT:]
+        details = {"letter": command.letter, "command": name, "by": command.by, "at": command.at}
+        details["reason"] = self.refusal or command.reason
+        if self.refusal is not None:
             return ("left out", details), {}
         return (command.kind, details), {command.letter: "sent" if command.kind == "retry" else "dropped"}
 

@@ -75,6 +75,8 @@ class Listener:
             line.tell(Answered("", refusal=str(error)))
             return
         line.tell(Answered(asked.name))
+        if not asked.wait:
+            return
         answer.done.wait()
         line.tell(Answered(asked.name, done=True, position=answer.position, refusal=answer.refusal))
 

@@ -33,7 +33,7 @@ from secondpass.engine.timetables import Timetables
 from secondpass.errors import ChangeRefused, TaskError
 from secondpass.failpoints import failpoint
 from secondpass.garbage import not_collected
-from secondpass.record import DeadLetter
+from secondpass.record import DeadLetter, error_text
 from secondpass.reference import Tally, stop_error
 from secondpass.store.database import Store
 from secondpass.store.format import Progress, StoredLetter
@@ -100,7 +100,7 @@ class Hub:
                 obeyed = self.obey()
             if obeyed:
                 continue
-            if self.store.progress.paused:
+            if self.store.progress.paused and not self.commands.letter_waits:
                 self.ticks.busy()
                 self.wait()
                 continue
@@ -255,12 +255,12 @@ class Hub:
     # ---- 1. take
 
     def take(self) -> Epoch | None:
-        """The next records, waiting for none; commands first, each an epoch of its own."""
+        """The next records, waiting for none; commands first, each an epoch of its own. A paused app takes only these."""
         failpoint("take.before")
         progress = self.store.progress
         number = self.store.epoch + 1
         # A verdict is about a position that is still to come: until then nothing else may take one.
-        judged = self.chain.judged(progress.position)
+        judged = self.chain.judged(progress.position) and not progress.paused
         command = None if judged else self.commands.next_epoch(number)
         if command is not None:
             return command
@@ -334,7 +334,8 @@ class Hub:
     def _stop(self, epoch: Epoch, cut: Cut) -> TaskError:
         """Commit what precedes the event that stops the app; gives the error to raise."""
         if epoch.retry is not None:
-            self.commands.done()  # the letter stays open; its retry must not stop every later start
+            # The letter stays open; its retry must not stop every later start.
+            self.commands.done(epoch.first, f"it stopped the app: {error_text(cut.error)}")
         if cut.index > 0:
             part = epoch.cut(cut.index, self.intake.places_at(cut.index))
             try:
@@ -396,7 +397,7 @@ class Hub:
             self._reclaim.wrote(deltas, before.now)
         self.chain.apply(outcome)
         if epoch.retry is not None:
-            self.commands.done()
+            self.commands.done(epoch.first, self.commands.refusal)
         self._count(epoch, outcome)
         return rows
 

@@ -35,6 +35,8 @@ class Asked(msgspec.Struct, frozen=True):
 
     name: str
     command: Command
+    wait: bool = True
+    """Whether the client stays to hear what became of it."""
 
 
 class Answered(msgspec.Struct, frozen=True, omit_defaults=True):
