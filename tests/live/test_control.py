@@ -123,7 +123,11 @@ def test_dead_letters_are_sent_again_and_dropped_from_python(tmp_path: Path, *, 
     assert told[0] < told[1]
     assert [event.n for event in passed[told[0] - 3 :][:2]] == [told[0] - 1, 2_000]
     if stored:
-        kinds = [(e["kind"], e["letter"], e["reason"]) for e in app.control.history() if "letter" in e]
+        kinds = [
+            (e["kind"], e["letter"], e["reason"])
+            for e in Control(tmp_path / "store").history()
+            if "letter" in e
+        ]
         assert kinds[:2] == [("retry", 0, "mended"), ("drop", 1, "")]
 
 
