@@ -16,7 +16,7 @@ DEVELOP := $(VENV)/.ready-to-develop
 SEED ?=
 SEEDED = $(if $(SEED),SECONDPASS_SEED=$(SEED))
 PYTEST = $(SEEDED) $(BIN)/python -m pytest -q $(if $(SEED),--randomly-seed=$(SEED) --hypothesis-seed=$(SEED))
-PARALLEL = -n auto --maxprocesses=4 --dist=loadgroup
+PARALLEL = -n auto --maxprocesses=4
 LONG = -x --timeout=0
 
 KILLS ?= 5000

@@ -1,7 +1,9 @@
 """What all tests share: the repository's root, the real event data, Hypothesis profiles, the seed."""
 
+import fcntl
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,21 @@ def seed(request: pytest.FixtureRequest) -> int:
 def rng(seed: int, request: pytest.FixtureRequest) -> random.Random:
     """A random generator of the test's own, repeated by the seed and the test's name."""
     return random.Random(f"{seed} {request.node.nodeid}")
+
+
+@pytest.fixture
+def memory_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The machine counts what it kills for want of memory: of this run's tests only one at a time adds or reads."""
+    with (tmp_path_factory.getbasetemp().parent / "memory-kills.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give tests that wait for others their time."""
+    for item in items if config.getoption("timeout") != 0 else ():
+        if "memory_kills" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(600))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:

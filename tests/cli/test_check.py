@@ -76,7 +76,7 @@ def test_the_order_of_a_sets_elements_is_found_by_hash_seeds(project, command) -
 
             class AnyOne(Task[Seen]):
                 def handle(self, event: Seen) -> Named:
-                    return Named(name=next(iter({f"{event.cid} {name}" for name in "abcdefgh"})))
+                    return Named(name=" ".join({f"{event.cid} {n}" for n in range(30)}))
             """,
             app("AnyOne()"),
         )

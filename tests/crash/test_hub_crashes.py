@@ -17,6 +17,8 @@ from secondpass.store.database import Store
 from secondpass.store.format import StoredLetter
 from secondpass.store.spool import Command, Spool
 
+pytestmark = pytest.mark.usefixtures("memory_kills")
+
 APP = """
 import faulthandler, os, signal
 from secondpass import App, Event, Task, table
@@ -89,7 +91,6 @@ def test_an_inline_crash_happens_once_and_the_next_run_finds_the_event(
     check_crashes_once(tmp_path, code, said, workers)
 
 
-@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_hub_that_the_kernel_kills_for_want_of_memory_is_killed_once(
     tmp_path: Path, workers: str, little_memory: Callable[[], None]
@@ -180,7 +181,6 @@ def test_a_poison_event_is_sent_again_while_the_app_is_paused_and_killed(
         ]  # fmt: skip
 
 
-@pytest.mark.xdist_group("memory")
 def test_a_run_that_was_killed_once_goes_on_in_its_own_process(tmp_path: Path) -> None:
     prepare(
         tmp_path,
@@ -197,7 +197,6 @@ def test_a_run_that_was_killed_once_goes_on_in_its_own_process(tmp_path: Path) -
     assert not letters(tmp_path)
 
 
-@pytest.mark.xdist_group("memory")
 def test_an_event_at_which_two_runs_were_killed_is_run_by_a_worker(tmp_path: Path) -> None:
     prepare(
         tmp_path,

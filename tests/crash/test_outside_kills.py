@@ -12,6 +12,8 @@ import pytest
 from secondpass.engine.oom import kills_in_group, kills_on_machine
 from secondpass.store.database import Store
 
+pytestmark = pytest.mark.usefixtures("memory_kills")
+
 APP = """
 import os, signal
 from secondpass import App, Event, Task, table
@@ -60,7 +62,6 @@ def test_an_event_at_which_a_worker_is_always_killed_stops_the_app_in_front_of_i
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 200
 
 
-@pytest.mark.xdist_group("memory")
 def test_an_event_for_which_the_kernel_has_no_memory_is_set_aside(
     tmp_path: Path, little_memory: Callable[[], None]
 ) -> None:
@@ -77,7 +78,6 @@ def test_an_event_for_which_the_kernel_has_no_memory_is_set_aside(
     assert letter.error.endswith("killed by the kernel for want of memory")
 
 
-@pytest.mark.xdist_group("memory")
 def test_a_kill_for_memory_in_another_control_group_is_none_of_this_one(
     little_memory: Callable[[], None],
 ) -> None:

@@ -133,7 +133,7 @@ class Hub:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("memory")
+@pytest.mark.usefixtures("memory_kills")
 def test_an_app_with_workers_withstands_its_events_and_what_is_done_to_it(
     tmp_path: Path, rng: random.Random, seed: int, record_property: Callable[[str, object], None]
 ) -> None:
