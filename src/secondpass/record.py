@@ -171,8 +171,21 @@ def error_text(error: BaseException) -> str:
     """`ValueError: what it says`, in one line."""
     if isinstance(error, Told):
         return error.text
-    said = str(error).strip().splitlines()
+    said = said_by(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
+def said_by(error: BaseException) -> str:
+    """What an error says, in text that can be stored, whatever it is made of."""
+    try:
+        return storable(str(error))
+    except Exception as failure:  # noqa: BLE001 - user code
+        return f"(its text raised {type(failure).__name__})"
+
+
+def storable(text: str) -> str:
+    """The text with its lone surrogates, which UTF-8 does not have, written as escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def trace_text(error: BaseException) -> str:
@@ -182,6 +195,5 @@ def trace_text(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [i for i, frame in enumerate(frames) if not frame.filename.startswith(_OURS)]
     kept = frames[own[0] :] if own else frames[-1:]
-    return "".join(
-        ["Traceback (most recent call last):\n", *traceback.format_list(kept), error_text(error), "\n"]
-    )
+    told = ["Traceback (most recent call last):\n", *traceback.format_list(kept), error_text(error), "\n"]
+    return storable("".join(told))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, dataclass_transform
@@ -218,7 +219,11 @@ class Task(Generic[E]):
         )
 
     def count(self, name: str, n: int = 1) -> None:
-        """Add to a counter of this task that is committed with the state."""
+        """Add to a counter of this task that is committed with the state: a whole number of less than 2**48."""
+        if name.__class__ is not str or n.__class__ is not int or not -COUNT_MAX < n < COUNT_MAX:
+            name, n = _counted(self, name, n)
+        elif not name.isascii():
+            name.encode()  # a lone surrogate is refused, as in an event
         self._moment.count(name, n)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -280,6 +285,27 @@ class Task(Generic[E]):
     def __repr__(self) -> str:
         inner = ", ".join(f"{k}={getattr(self, k)!r}" for k in type(self)._shape.settings)
         return f"{type(self).__name__}({inner})"
+
+
+COUNT_MAX = 1 << 48
+"""So that the sum over all events has its 64 bits."""
+
+
+def _counted(task: Task[Any], name: Any, n: Any) -> tuple[str, int]:
+    """The plain name and number that are meant, of a subclass of them or from numpy."""
+    try:
+        number = operator.index(n)
+    except TypeError:
+        number = None
+    if not isinstance(name, str) or number is None:
+        raise TaskFault(
+            f"{task.name}: count({name!r}, {n!r}): a counter has a name, and a whole number is added to it"
+        )
+    if not -COUNT_MAX < number < COUNT_MAX:
+        raise ValueError(f"count({name!r}, {n}): the number added is less than 2**48")
+    plain = str.__str__(name)
+    plain.encode()
+    return plain, number
 
 
 class FunctionTask(Task[Any]):

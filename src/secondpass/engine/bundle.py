@@ -10,14 +10,16 @@ lie beside (`Parcel`), and are decoded where they lie.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from secondpass.codec import BESIDE_FROM, Large, codec_for, found_beside, pack_beside, unpack
+from secondpass.codec import BESIDE_FROM, Large, codec_for, found_beside, is_numpy, pack, pack_beside, unpack
 from secondpass.engine.executor import Parcel
 from secondpass.engine.names import find_type, type_name
 from secondpass.event import untyped
@@ -104,7 +106,7 @@ def parcel(content: Any) -> Parcel:
 
 def without_events(number: int, task: int) -> Parcel:
     """A bundle that only lets a worker set a task up."""
-    events, keys = encode_events([]), encode_keys([], plain=True)
+    events, keys = encode_events([]), encode_keys([])
     return parcel((number, task, KEYED, False, False, events, [], [], None, keys, {}, {}))
 
 
@@ -181,12 +183,51 @@ def values_of(values: dict[str, Any], beside: Beside) -> dict[str, Any]:
     }
 
 
-def encode_keys(keys: list[frozenset[Any]], *, plain: bool) -> Any:
-    """The keys of events in a form that `pack` makes bytes of; `plain` keys are scalars.
+_PLAIN = {int, str, float, bool, type(None)}
 
-    The worker takes the hub's word for them: computed again, they might differ where they depend on `hash()`.
+
+def encode_keys(keys: list[frozenset[Any]]) -> Any:
+    """The keys of events in a form that `parcel` makes bytes of.
+
+    The worker takes the hub's word for them: computed again, they might differ where they depend on `hash()`. What has
+    no form in another process is no key of a cell; no call there can touch it, and it is left out.
     """
-    return keys if plain else pickle.dumps(keys)  # a set is packed as a list is
+    found: list[list[Any]] = list(map(list, keys))
+    if not _are_plain(found):
+        found = [list(map(_exact, some)) for some in found]
+    if _are_plain(found):
+        with contextlib.suppress(OverflowError, UnicodeEncodeError):
+            return Raw(pack(found))
+    sets = list(map(frozenset[Any], found))
+    try:
+        return pickle.dumps(sets)
+    except Exception:  # noqa: BLE001 - whatever the user's objects raise
+        return pickle.dumps([frozenset(filter(_travels, some)) for some in sets])
+
+
+def _are_plain(keys: list[list[Any]]) -> bool:
+    return set(map(type, itertools.chain.from_iterable(keys))) <= _PLAIN
+
+
+def _exact(key: Any) -> Any:
+    """The plain string or number that a key of a class of its own is, numpy's among them."""
+    if isinstance(key, bool):
+        return key
+    if isinstance(key, str):
+        return str.__str__(key)
+    if isinstance(key, float):
+        return float.__float__(key)
+    if isinstance(key, int):
+        return int.__int__(key)
+    return int(key) if not isinstance(key, type) and is_numpy(key, "integer") else key
+
+
+def _travels(key: Any) -> bool:
+    try:
+        pickle.dumps(key)
+    except Exception:  # noqa: BLE001 - whatever the user's objects raise
+        return False
+    return True
 
 
 def decode_keys(raw: Raw) -> list[frozenset[Any]]:

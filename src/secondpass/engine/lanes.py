@@ -139,7 +139,6 @@ class WorkerLane(Lane):
         shape = type(stage.given)._shape
         self._stateful = shape.stateful
         self._serial = serial(stage.given)
-        self._plain_keys = all(spec.key.scalar for spec in shape.tables.values())
         self._keyed = self._stateful and not self._serial
         self.batches = hasattr(type(stage.given), "handle_batch")
         self.limit_s = stage.given._options.limit_s
@@ -249,7 +248,7 @@ class WorkerLane(Lane):
                 cells, values = self._all_cells(), values_beside(self.stage.values_after)
         elif self._stateful:
             found: Any = [self.order.keys[node] for node in sent.nodes]
-            keys = encode_keys(found, plain=self._plain_keys)
+            keys = encode_keys(found)
             wanted = frozenset[Any]().union(*found)
             if behind is not None and inherits:
                 there: Any = [self.order.keys[node] for node in behind.nodes]

@@ -43,7 +43,7 @@ from secondpass.engine.stage import no_moment
 from secondpass.errors import TaskFault
 from secondpass.failpoints import failpoint
 from secondpass.lookups import Contents, specs_of
-from secondpass.record import error_text, trace_text
+from secondpass.record import error_text, said_by, storable, trace_text
 from secondpass.step import CAUGHT, Step
 from secondpass.store.format import CellCodec
 from secondpass.task import Task
@@ -229,7 +229,7 @@ class _Runner:
             except CAUGHT as error:
                 became[i] = MORE
                 fault = isinstance(error, TaskFault)
-                text = str(error) if fault else error_text(error)
+                text = said_by(error) if fault else error_text(error)
                 more.append(More(error=(fault, text, trace_text(error))))
                 continue
             if moment.emitted or moment.counts or moment.logged:
@@ -265,8 +265,7 @@ _NONE: Any = object()
 
 def _told(record: Any) -> tuple[str, int, str]:
     """A log record as what crosses processes: the logger, the level, the line."""
-    line = _format(record)
-    return record.name, record.levelno, line
+    return record.name, record.levelno, storable(_format(record))
 
 
 _format = logging.Formatter("%(message)s").format
