@@ -7,7 +7,6 @@ from typing import Any
 
 from secondpass.record import error_text, storable
 
-
 _FORMATTER = logging.Formatter()
 
 
