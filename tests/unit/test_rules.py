@@ -7,6 +7,7 @@ Every test says what is meant as well, so that it fails when engine and referenc
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import enum
@@ -1242,6 +1243,51 @@ def test_rule_7_a_dead_letter_of_a_timer_that_has_gone_stays(folder) -> None:
         assert [status for _, status, _ in opened.letters()] == ["open"]
     finally:
         opened.close()
+
+
+class Every(Task[Seen]):
+    """Keeps the chain in the hub, whatever the others have of timers."""
+
+    @every(100.0)
+    def hour(self):
+        return None
+
+    def handle(self, event):
+        return event
+
+
+@pytest.mark.parametrize("others", [(), (Every(),)], ids=["no other timer", "another timer"])
+@pytest.mark.parametrize(
+    ("commands", "why"),
+    [
+        ([Command("stop", task="Delicate"), Command("retry", 0)], "Delicate is stopped; start it first"),
+        (
+            [Command("remove", task="Delicate"), Command("retry", 0)],
+            "the timer due that it is about has gone",
+        ),
+        ([Command("retry", 0, {"timer": "no"})], "the timer no that it is about has gone"),
+        ([Command("retry", 0, {"key": "k"})], "dead letter 0 is no event: ValidationError"),
+        ([Command("retry", 0, {"key": None})], "dead letter 0 is no event: ValidationError"),
+    ],
+    ids=["stopped", "removed", "no timer", "a wrong key", "no key"],
+)
+def test_rule_7_a_retry_of_a_timer_that_cannot_be_is_left_out_and_runs_nothing(
+    folder, others, commands, why
+) -> None:
+    store, tasks = folder / "store", [*others, Delicate()]
+    in_store(tasks, three(), store, steady(2))
+    with contextlib.closing(Store.open_to_read(store)) as opened:
+        before = opened.progress
+    for command in commands:
+        Spool(store).put(command)
+    assert in_store(tasks, three(), store, steady(2)) == "end of input"
+    with contextlib.closing(Store.open_to_read(store)) as opened:
+        (said,) = [d["reason"] for _, kind, d in opened.history() if kind == "left out"]
+        assert said.startswith(why)
+        assert [status for _, status, _ in opened.letters()] == ["open"]
+        assert opened.progress.position == before.position + len(commands) - 1
+        assert opened.progress.numbers == before.numbers
+    assert not Spool(store).waiting()
 
 
 # ---------------------------------------------------------------- 8. tables iterate in key order

@@ -215,12 +215,13 @@ class Commands:
         elif command.kind == "retry":
             letter = found[1]
             dangerous = letter.error.startswith(KILLED)
-            names = [stage.name for stage in self._chain.stages]
-            task = letter.task if letter.task in names else INTAKE
             try:
-                retry = Retry(command.letter, task, self._event_of(letter, command))
-                events = [retry.event]
-                self.refusal = self._no_timer(retry)
+                event = self._event_of(letter, command)
+                self.refusal = self._no_timer(letter.task, event)
+                if self.refusal is None:
+                    names = [stage.name for stage in self._chain.stages]
+                    task = letter.task if letter.task in names else INTAKE
+                    retry, events = Retry(command.letter, task, event), [event]
             except Exception as error:  # noqa: BLE001 - data from outside, and a type's own checks may raise anything
                 self.refusal = f"dead letter {command.letter} is no event: {error_text(error)}"
         if self.refusal is not None:
@@ -241,14 +242,15 @@ class Commands:
             dangerous=dangerous,
         )
 
-    def _no_timer(self, retry: Retry) -> str | None:
-        """Why a timer cannot be fired again; None where it can, or where it is no timer."""
-        if not isinstance(retry.event, Firing):
+    def _no_timer(self, task: str, event: Any) -> str | None:
+        """Why a timer cannot be fired again; None where it can, or where it is no timer. Raises for what is no key of it."""
+        if not isinstance(event, Firing):
             return None
         for stage in self._chain.stages:
-            if stage.name == retry.task and retry.event.timer in stage.timers:
-                return f"{retry.task} is stopped; start it first" if stage.stopped else None
-        return f"the timer {retry.event.timer} that it is about has gone"
+            if stage.name == task and event.timer in stage.timers:
+                stage.timers[event.timer].wake(event.key)
+                return f"{task} is stopped; start it first" if stage.stopped else None
+        return f"the timer {event.timer} that it is about has gone"
 
     def _event_of(self, letter: StoredLetter, command: Command) -> Any:
         """The event to send again: as it was, or mended with new fields."""
