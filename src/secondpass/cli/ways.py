@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from secondpass import codec, reference
-from secondpass.app import App
+from secondpass.app import LATE, App
 from secondpass.change import plain_state
 from secondpass.cli.apps import load_app
 from secondpass.connectors.contract import Batch
@@ -38,7 +38,7 @@ from secondpass.engine.recipe import NotPortable, recipe_for
 from secondpass.engine.run import run_app
 from secondpass.errors import TaskError, UsageError
 from secondpass.lookups import Loaded
-from secondpass.record import DeadLetter, Refused
+from secondpass.record import DeadLetter, Late, Refused
 
 if TYPE_CHECKING:
     from secondpass.engine.loop import Hub
@@ -86,6 +86,8 @@ def told(value: Any) -> str:
 
 
 def _record_crc(record: Any) -> int:
+    if isinstance(record, Late):
+        record = record.event
     return zlib.crc32(record.raw if isinstance(record, Refused) else told(record).encode())
 
 
@@ -101,12 +103,14 @@ def record(app: App, limit: int) -> list[Any]:
         )
     intake = Intake(sources, [], follow=False)
     log: list[Any] = []
+    places: Any = None
     try:
         while len(log) < limit:
             epoch = intake.take(1, len(log), float("-inf"), min(READ_AT_ONCE, limit - len(log)))
-            if epoch is None or not epoch.count:
+            if epoch is None or (not epoch.count and epoch.offsets == places):
                 break  # the end; or nothing more there now, where an input is followed
             log += _records_of(epoch)
+            places = epoch.offsets
     finally:
         intake.close()
     return log
@@ -130,6 +134,7 @@ class Recorded:
     def __init__(self, log: Sequence[Any]) -> None:
         self._log = log
         self._at = 0
+        self.outputs = (LATE,) if any(isinstance(record, Late) for record in log) else ()
 
     def open(self, offset: dict[str, Any] | None, *, follow: bool = False, accept: bool = False) -> Recorded:  # noqa: ARG002 - it is read once, from its beginning
         return self
@@ -139,7 +144,7 @@ class Recorded:
         if not part:
             return None
         self._at += len(part)
-        refused = {i: r for i, r in enumerate(part) if isinstance(r, Refused)}
+        refused = {i: r for i, r in enumerate(part) if isinstance(r, (Refused, Late))}
         origin = [i for i in range(len(part)) if i not in refused]
         return Batch(
             [part[i] for i in origin], {"at": self._at}, count=len(part), origin=origin, refused=refused

@@ -282,7 +282,10 @@ class _Sources(Intake):
     def again(self, first: int, now: float, limit: int) -> Epoch:
         """Up to `limit` records as an epoch, at least one."""
         if len(self._feeds) == 1:
-            batch = self._feeds[0].read(limit)
+            batch, place = self._feeds[0].read(limit), None
+            # Something may have been decided that took no record: what stands still has come to its end.
+            while batch is not None and not batch.count and batch.offset != place:
+                batch, place = self._feeds[0].read(limit), batch.offset
         else:
             for i, feed in enumerate(self._feeds):
                 feed.until = None if self.plan else self._bounds[i] if i < len(self._bounds) else 0

@@ -152,7 +152,7 @@ class Rerun:
                 raise SetupFailed(
                     f"task {link.name}: setup() failed: {error_text(error)}", task=link.name
                 ) from error
-        return Chain(stages, self._crew, dict.fromkeys(self._app.sinks, ()))
+        return Chain(stages, self._crew, dict.fromkeys([*self._app.sinks, *self._app.streams], ()))
 
     def _new_crew(self, app: App) -> Crew | None:
         asked = self._workers if self._workers is not None else app.workers
