@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from secondpass.aside import is_aside
 from secondpass.codec import pack, unpack
 from secondpass.description import AGAIN
 from secondpass.errors import ChangeRefused, SettingsError, StoreError
@@ -72,7 +73,8 @@ class Control:
     ['position 2: stop Halve']
 
     Every command may carry a `reason`, which the history keeps beside who gave it and when. Without `wait` it returns at
-    once; inside of `handle` it must, since the app cannot go on before `handle` returns. Raises `ChangeRefused` where the
+    once; inside of `handle` it must, since the app cannot go on before `handle` returns. Where an app's tasks run once more
+    (explained, rehearsed, checked, tried, in `testing.run`) a command does nothing. Raises `ChangeRefused` where the
     app says that it cannot be done, and why.
     """
 
@@ -167,7 +169,7 @@ class Control:
     def end(self, *, reason: str = "", wait: bool = True) -> Done:
         """End the run, after the epoch at hand; raises `ChangeRefused` where nothing runs."""
         store = self._at()
-        if self._hub() is None and (store is None or holder_of(store) is None):
+        if not is_aside() and self._hub() is None and (store is None or holder_of(store) is None):
             raise ChangeRefused("nothing runs here")
         return self._give("end", "", reason=reason, wait=wait)
 
@@ -189,6 +191,8 @@ class Control:
     def _give(
         self, kind: Kind, task: Task[Any] | str, *, wait: bool, name: str = "", reason: str = "", **more: Any
     ) -> Done:
+        if is_aside():
+            return Done("", None)
         hub = self._hub()
         given = None if isinstance(task, str) else task
         target = task if isinstance(task, str) else name or task.name
@@ -208,9 +212,15 @@ class Control:
         return None if self._app is None else running_here(self._app)
 
     def _at(self) -> Path | None:
-        """The store: that of the run in this process, wherever it is, or else the one that the app has by default."""
+        """The store: that of the run in this process, or that has started it, or else the one that the app has by default."""
         hub = self._hub()
-        return self._directory if hub is None else hub.store.directory
+        if hub is not None:
+            return hub.store.directory
+        if self._app is None:
+            return self._directory
+        from secondpass.engine.eventlog import told_store  # as above
+
+        return told_store(self._app.name) or self._directory
 
     def _store(self) -> Path:
         store = self._at()

@@ -19,6 +19,7 @@ from operator import itemgetter
 from typing import Any
 
 from secondpass.app import LATE, MAIN
+from secondpass.aside import aside
 from secondpass.binding import look_into
 from secondpass.calls import keys_of
 from secondpass.change import Aside, Link, changed, plain_state
@@ -97,6 +98,7 @@ def stop_error(task: Task[Any], position: int, event: Any, error: BaseException)
     )
 
 
+@aside()
 def run(
     tasks: Sequence[Task[Any]],
     log: Sequence[Any],

@@ -310,6 +310,27 @@ def test_what_the_running_app_refuses_is_a_usage_error_with_its_reason(running) 
         assert entry.what.startswith(f"left out: {arguments[0]} ")
 
 
+@pytest.mark.parametrize("limit", [(), ("--limit", "5")])
+def test_what_waits_for_a_run_is_done_before_its_first_event_however_long_it_takes(
+    resting, command, limit
+) -> None:
+    resting.write(
+        "counts.py",
+        APP.replace(
+            "    total = value",
+            "    def setup(self):\n        import time; time.sleep(0.5)\n\n    total = value",
+        ),
+    )
+    for words in ("replace", "Count"), ("set", "Near", "window_s=3.0"), ("stop", "Near"):
+        assert command("task", *words[:1], "counts.py", *words[1:]).code == 0
+    resting.seen(*range(1000))
+    assert command("run", "counts.py", "-q", *limit).code == 0
+    done = [
+        (e.position, e.what) for e in command("history", "--json").lines(HistoryLine) if e.kind == "command"
+    ]
+    assert [position for position, _ in done] == [10, 11, 12], done
+
+
 def test_a_paused_app_takes_nothing_until_it_is_resumed_and_says_how(running) -> None:
     run = running.run
     assert run("pause", "counts.py").out == (

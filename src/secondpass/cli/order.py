@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from secondpass.app import App
+from secondpass.aside import aside
 from secondpass.cli import text
 from secondpass.cli.shapes import ScheduledEvent, ScheduleReport
 from secondpass.errors import SecondpassError, SetupFailed
@@ -37,6 +38,7 @@ class Reached(NamedTuple):
     event: Any
 
 
+@aside()
 def report_of(app: App, task: Task[Any], limit: int) -> ScheduleReport:
     """The dependency order of a task's first events."""
     from secondpass.binding import look_into

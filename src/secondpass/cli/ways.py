@@ -27,6 +27,7 @@ import msgspec
 
 from secondpass import codec, reference
 from secondpass.app import LATE, App
+from secondpass.aside import aside
 from secondpass.change import plain_state
 from secondpass.cli.apps import load_app
 from secondpass.connectors.contract import Batch
@@ -223,6 +224,7 @@ def plain_loop(app: App, log: Sequence[Any], intake_time: float) -> Trace:
     )
 
 
+@aside()
 def engine(
     app: App, log: Sequence[Any], intake_time: float, records: int, *, careful: bool, workers: int = 0
 ) -> Trace:

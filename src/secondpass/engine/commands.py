@@ -144,7 +144,10 @@ class Commands:
     # ---- of the chain and the app
 
     def next_change(self, *, wait: bool = False) -> Preparation | Command | None:
-        """The oldest command, if it is one to the chain (once it is ready) or to the app; with `wait`, when it is."""
+        """The oldest command, if it is one to the chain (once it is ready) or to the app; with `wait`, when it is.
+
+        What was left for this run comes before its first event, and is waited for.
+        """
         found = self._oldest()
         if found is None or found.command.kind in LETTERS:
             return None
@@ -154,7 +157,7 @@ class Commands:
             found.preparation = Preparation(
                 found.command, self.app, self._chain, self._store, self._make_crew, found.given
             )
-        if wait:
+        if wait or self.too_late(found.command):
             found.preparation.wait()
             while not found.preparation.warm():
                 time.sleep(_LOOK_S)  # between two looks at workers that start
@@ -162,7 +165,7 @@ class Commands:
         return found.preparation if found.preparation.ready and found.preparation.warm() else None
 
     def too_late(self, command: Command) -> bool:
-        """Whether it was meant for a run that has ended."""
+        """Whether it was given before this run."""
         return command.at < self._began_at
 
     def settle_change(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from secondpass import loading
+from secondpass.aside import is_aside
 from secondpass.codec import codec_for, pack, unpack
 from secondpass.engine.bundle import Encoded, decode_events, encode_events
 from secondpass.engine.names import find_type
@@ -25,7 +26,7 @@ from secondpass.store.log import StoredLog
 NAME = "log"
 """The log's name among the sources."""
 VARIABLE = "SECONDPASS_LOGS"
-"""The environment variable that tells the processes a run starts where its log is: a JSON map from app to store."""
+"""The environment variable that tells the processes a run starts where its store is: a JSON map from app to directory."""
 _NAME_MAX = 256
 
 
@@ -72,13 +73,14 @@ class Log:
         They are taken in this order, nothing of others in between. A `producer` is a name of the caller's choice, its
         `sequence` a number that goes up with each call: a call that is repeated appends nothing. Raises `SettingsError`,
         naming the first event that is none, before anything is written; `StoreFull` where there is no room. While a
-        running app is too far behind, it waits, at most `timeout_s`.
+        running app is too far behind, it waits, at most `timeout_s`. Where an app's tasks run once more (explained, rehearsed,
+        checked, tried, in `testing.run`) nothing is appended.
         """
         if loading.at_rest is not None:
             loading.at_rest(f"appends to {self}")
         name = _checked(producer, sequence)
         found = _owned(events)
-        if not found:
+        if not found or is_aside():
             return range(0)
         return self._log.append(pack(encode_events(found)), len(found), name, sequence, timeout_s=timeout_s)
 
@@ -216,7 +218,7 @@ def told_store(app: str) -> Path | None:
 
 
 def tell_store(app: str, store: Path | None) -> None:
-    """Let the processes that this one starts know where an app's log is; None for no longer."""
+    """Let the processes that this one starts know where an app's store is; None for no longer."""
     stores = _told_stores()
     stores.pop(app, None)
     if store is not None:

@@ -17,7 +17,7 @@ from typing import Any
 from secondpass.app import PUSHED, App
 from secondpass.connectors.contract import Batch, Source
 from secondpass.connectors.memory import as_source
-from secondpass.engine.eventlog import NAME, Log, decode, decode_refused, tell_store
+from secondpass.engine.eventlog import NAME, Log, decode, decode_refused
 from secondpass.engine.loop import Hub
 from secondpass.engine.sources import Sources
 from secondpass.errors import InputError
@@ -199,7 +199,6 @@ class Pushing:
         self.source = LogSource(self.store, ended=self.ended, claim=True)
         self._retained_at = 0.0
         app.running_store = self.store
-        tell_store(app.name, self.store)
 
     def ended(self) -> bool:
         """Whether nothing more is expected: there are functions that are sources, and all are done."""
@@ -237,7 +236,6 @@ class Pushing:
         """The run is over."""
         self.sources.stop()
         self._app.running_store = None
-        tell_store(self._app.name, None)
         self.log.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)

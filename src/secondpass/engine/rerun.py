@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from secondpass.app import App
+from secondpass.aside import aside
 from secondpass.engine.chain import Chain, Cut
 from secondpass.engine.crew import Crew
 from secondpass.engine.epoch import Epoch, Outcome
@@ -62,6 +63,7 @@ class Rerun:
             self._crew.close()
         self._chain = self._new_chain()
 
+    @aside()
     def run(self, upto: int, on_epoch: OnEpoch) -> None:
         """Go on to a position, or to where a task stops it."""
         replay = self.replay
@@ -127,6 +129,7 @@ class Rerun:
             if task in by_name and epoch.first <= position < epoch.first + epoch.count:
                 by_name[task].verdicts[position, path] = verdict
 
+    @aside()
     def _new_chain(self) -> Chain:
         twin = copy.copy(self._app)
         twin.tasks = tuple(self.standing.tasks())

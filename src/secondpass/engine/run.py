@@ -20,6 +20,7 @@ from secondpass.engine.chain import Chain
 from secondpass.engine.commands import Commands
 from secondpass.engine.compare import Comparison, codecs_of, load_cells
 from secondpass.engine.crew import Crew
+from secondpass.engine.eventlog import tell_store
 from secondpass.engine.executor import Executor
 from secondpass.engine.hazard import CRASH, RUNNING, Hazard
 from secondpass.engine.intake import Intake
@@ -105,6 +106,7 @@ def run_app(
         chain = start_chain(app, opened, summary, rename or {}, drop, live, lookups, crew)
         outbox.recover(opened, accept=accept_output)
         pushing = Pushing(asked_for, opened.directory) if PUSHED in app.sources else None
+        tell_store(asked_for.name, opened.directory if pushing is None else pushing.store)
         sources = sources_of(app, None if pushing is None else pushing.source)
         places = places_of(sources, opened.progress.sources)
         intake = Intake(sources, places, follow=follow, accept=accept_input, max_ahead_s=app.max_ahead_s)
@@ -125,8 +127,6 @@ def run_app(
         summary.outputs_total = dict(opened.progress.numbers)
         if on_epoch is not None:
             hub.on_epoch = on_epoch
-        if pushing is not None:
-            pushing.join(hub)
         if opened.directory is not None and app.keep_snapshots is not None:
             snapshots = Snapshots(opened.directory, app.keep_snapshots, lambda: opened.progress, app.keep_log)
             hub.on_change = snapshots.pin
@@ -136,6 +136,8 @@ def run_app(
             on_start(hub)
         lookups.watch()
         with _stopping_on_signals(hub), at_hand(asked_for, hub):
+            if pushing is not None:
+                pushing.join(hub)  # once there is who takes commands: a source may give one at once
             hub.run()
         if hub.stopping:
             summary.ended = "stopped"
@@ -155,6 +157,7 @@ def run_app(
             intake.close()
         if pushing is not None:
             pushing.close()
+        tell_store(asked_for.name, None)
         outbox.close()
         opened.close()
     return summary

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from secondpass.app import App
+from secondpass.aside import aside
 from secondpass.binding import look_into
 from secondpass.calls import keys_of
 from secondpass.change import Link, changed
@@ -90,6 +91,7 @@ def _how(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
+@aside()
 def try_on(old: Link, task: Task[Any], events: list[Any], position: int, now: float) -> int:
     """Let a task take over another's state, and handle events; raises `ChangeRefused`, gives how many it handled."""
     (link,) = changed([old], {}, Change("replace", old.name, task), position, now)

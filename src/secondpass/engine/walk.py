@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 from secondpass.app import LATE, MAIN, App
+from secondpass.aside import aside
 from secondpass.change import Link
 from secondpass.due import Pending, begin_schedules, first_due, take_due
 from secondpass.engine.epoch import Epoch
@@ -127,6 +128,7 @@ class Walk:
         self._steps = []
         self._set_up()
 
+    @aside()
     def run(self, upto: int | None = None) -> None:
         """Go through the log to its end, or up to a position."""
         end = self.replay.end if upto is None else upto

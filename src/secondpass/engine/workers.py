@@ -21,6 +21,7 @@ from typing import cast
 
 import msgspec
 
+from secondpass.aside import environment
 from secondpass.engine.channel import Channel, Garbled, Message, shared_file, write_whole
 from secondpass.engine.executor import Death, Done, Lost, Parcel
 from secondpass.engine.nursery import ENDED, FAILED, READY, SIGNAL, START, Desk, command
@@ -82,7 +83,7 @@ class _Nursery:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             given.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
             line = command(f"main({arguments})")
-            self.process = subprocess.Popen(line, stdin=subprocess.DEVNULL, pass_fds=fds)
+            self.process = subprocess.Popen(line, stdin=subprocess.DEVNULL, pass_fds=fds, env=environment())
             kept.pop_all()
         self.control = Channel(ours, blocking=False)
 
