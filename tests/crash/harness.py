@@ -671,7 +671,10 @@ def _retry(command: Command, letter: DeadLetter) -> Retry:
         return Retry(command.letter, letter.task, letter.event)
     if letter.event is None:
         return Retry(command.letter, INTAKE, msgspec.convert(command.event, crash_app.Reading))
-    mended = {**msgspec.to_builtins(letter.event), **command.event}  # fields that a type does not have mend nothing
+    mended = {
+        **msgspec.to_builtins(letter.event),
+        **command.event,
+    }  # fields that a type does not have mend nothing
     return Retry(command.letter, letter.task, msgspec.convert(mended, type(letter.event)))
 
 
