@@ -10,7 +10,7 @@ import pytest
 
 from secondpass.cli.commanding import Meant
 from secondpass.cli.dead_letters import _give
-from secondpass.cli.shapes import CommandReport, HistoryLine, Letter, LetterList, StatusReport
+from secondpass.cli.shapes import CommandReport, ExplainReport, HistoryLine, Letter, LetterList, StatusReport
 from secondpass.errors import ChangeRefused
 
 FRAGILE = """
@@ -261,3 +261,59 @@ def test_a_retry_that_stops_the_app_is_refused_and_the_letter_stays_open(broken,
         process.communicate(timeout=30)
     assert process.returncode == 3
     assert statuses(command)[0] == "open"
+
+
+# ---------------------------------------------------------------- a task that is called otherwise now
+
+COUNTED = """
+class Count(Task[Seen]):
+    total = value(int, 0)
+
+    def handle(self, event: Seen) -> Seen:
+        self.total += 1
+        return event
+
+
+"""
+
+
+@pytest.mark.parametrize("fragile", ["with state", "without"])
+def test_a_letter_of_a_task_that_was_renamed_enters_at_that_task(project, command, fragile: str) -> None:
+    """The tasks before it have had the event already."""
+    text = COUNTED + FRAGILE.replace("tasks=[", "tasks=[Count(), ")
+    if fragile == "with state":
+        text = text.replace(
+            "class Fragile(Task[Seen]):", "class Fragile(Task[Seen]):\n    most = value(int, 0)\n"
+        )
+    project.write("fragile.py", text)
+    project.seen(1, 10, 2, 11)
+    assert command("run", "fragile.py", "-q").code == 0
+    project.write("fragile.py", text.replace("Fragile", "Lenient").replace("event.cid > 9", "event.cid > 10"))
+    assert command("run", "fragile.py", "-q", "--rename", "Fragile=Lenient").code == 0
+    project.write("fragile.py", text.replace("Fragile", "Known").replace("event.cid > 9", "event.cid > 10"))
+    assert command("run", "fragile.py", "-q", "--rename", "Lenient=Known").code == 0
+
+    # It is found under its task's name of then, and of now.
+    for name in ("Fragile", "Known"):
+        found = command("dead-letters", "list", "fragile.py", "--task", name, "--json").document(LetterList)
+        assert [(group.task, group.count) for group in found.groups] == [("Fragile", 2)], name
+    assert (
+        command("dead-letters", "list", "fragile.py", "--task", "Lenient", "--json")
+        .document(LetterList)
+        .count
+        == 0
+    )
+    assert "task Fragile, now Known" in " ".join(
+        command("dead-letters", "show", "fragile.py", "0").out.split()
+    )
+    assert command("dead-letters", "retry", "fragile.py", "--task", "Known").code == 0
+    assert command("run", "fragile.py", "-q").code == 0
+
+    assert project.output()[-1]["cid"] == 10
+    assert command("state", "get", "fragile.py", "Count.total").out.strip() == "4"
+    # The other one failed again, as a letter of the task that it is now.
+    found = command("dead-letters", "list", "fragile.py", "--json").document(LetterList)
+    assert [(group.task, group.oldest_position) for group in found.groups] == [("Known", 5)]
+    # What was sent again can be told, though its letter has a name that is gone.
+    explained = command("explain", "fragile.py", "4", "--json").document(ExplainReport)
+    assert [call.task for call in explained.calls] == ["Known", "Strict"]

@@ -231,6 +231,25 @@ def gone(processes: Iterable[psutil.Process]) -> bool:
     return True
 
 
+def all_gone(processes: Iterable[psutil.Process], timeout_s: float) -> None:
+    """Wait until none of them runs any more; raises `TimeoutError` with those that do."""
+    left = list(processes)
+    try:
+        until(lambda: gone(left), timeout_s)
+    except TimeoutError:
+        told = [f"{p}: {told_of(p)}" for p in left if not gone([p])]
+        raise TimeoutError(f"after {timeout_s:g} s there is still {told}") from None
+
+
+def told_of(process: psutil.Process) -> dict[str, str]:
+    """What the kernel says of a process: whether it is stopped, whose child it is, which signals it catches."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        found = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        return {name: found[name] for name in ("State", "PPid", "SigCgt") if name in found}
+    return {}
+
+
 def kill_a_worker(hub: int, rng: random.Random) -> bool:
     """kill -9 one of a hub's workers; whether there was one."""
     found = workers_of(hub)

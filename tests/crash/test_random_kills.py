@@ -24,8 +24,8 @@ from harness import (
     Process,
     Server,
     Standing,
+    all_gone,
     chain_commands,
-    gone,
     kill_a_worker,
     lines,
     nursery_of,
@@ -158,7 +158,7 @@ def kill_workers_until_it_ends(case: Case, rng: random.Random, drawn: Drawn, wan
         if not killed(process, 0.0):
             break
         kills += 1
-        until(lambda family=family: gone(family), 2.0)
+        all_gone(family, 2.0)
         standing = case.check_after_kill(state=rng.random() < 0.3)
         drawn.log.append(
             f"killed {killed_workers} workers, then the hub {delay_s * 1e3:.1f} ms later "

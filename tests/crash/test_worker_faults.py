@@ -19,7 +19,7 @@ import psutil
 import pytest
 from faulty import Faulty, Run
 from faulty_app import Item, Tagged
-from harness import gone, until
+from harness import all_gone, gone, until
 
 from secondpass import reference
 
@@ -543,7 +543,7 @@ def test_nobody_outlives_a_hub_that_is_killed(new: New, rng: random.Random) -> N
     family = run.family()
     assert len(family) >= 2
     run.process.kill()
-    until(lambda: gone(family), 2.0)
+    all_gone(family, 2.0)
     run.process.wait()
     case.check(complete=False, delivered=False)
     case.run()
@@ -585,7 +585,7 @@ def test_a_second_ctrl_c_ends_workers_that_do_not_come_to_an_end(new: New) -> No
     os.killpg(run.process.pid, signal.SIGINT)
     run.wait(INTERRUPTED)
     assert "Traceback" not in run.err
-    until(lambda: gone(family), 2.0)
+    all_gone(family, 2.0)
     case.check(complete=False, delivered=False)
     case.run()
     case.check()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from pathlib import Path
 
 import apsw
 import psutil
-from harness import nursery_of, workers_of
+from harness import nursery_of, told_of, workers_of
 
 WORKERS = 2
 DISK_FAILURES = (
@@ -24,6 +25,10 @@ REAL_PER_MINUTE = 1.0
 _MIB = 1 << 20
 HOGGING = 150 * _MIB
 """Only an event that wants more than there is makes a process use so much, until the kernel ends it."""
+HOGS_EACH = 6
+"""So many processes may do so for one event: it meets one, then three that try it alone, and others where it was killed."""
+HOG_S = 30.0
+"""For no longer than this, also where a process is stopped while it does."""
 WAL_MAX = 20 * _MIB
 """SQLite copies it back at 4000 pages, which a commit may exceed."""
 STORE_MAX = _MIB
@@ -47,32 +52,47 @@ class Watch:
         self._files_max, self._children_max = files_max, children_max
         self._rss: list[int] = []
         self._files: list[int] = []
-        self._children = self._hogging = 0
+        self._held: list[int] = []
+        """Open files at three looks in a row at one process, the fewest: a fork begins with those of its parent."""
+        self._children = 0
+        self._hogging: dict[tuple[int, float], list[float]] = defaultdict(list)
+        """When a process was seen to use much memory."""
         self._lives: dict[tuple[int, float], list[tuple[float, int]]] = defaultdict(list)
+        self._recent: dict[tuple[int, float], deque[int]] = defaultdict(lambda: deque(maxlen=3))
 
     def look(self, process: psutil.Process) -> None:
         with contextlib.suppress(psutil.Error), process.oneshot():
             rss, files, children = process.memory_info().rss, process.num_fds(), len(process.children())
+            who = process.pid, process.create_time()
             if rss > HOGGING:
-                self._hogging += 1
+                self._hogging[who].append(time.monotonic())
                 return
             self._rss.append(rss)
             self._files.append(files)
             self._children = max(self._children, children)
-            self._lives[process.pid, process.create_time()].append((time.monotonic(), rss))
+            self._lives[who].append((time.monotonic(), rss))
+            recent = self._recent[who]
+            recent.append(files)
+            if len(recent) == recent.maxlen:
+                self._held.append(min(recent))
 
-    def check(self) -> None:
+    def check(self, hogs: int) -> None:
+        """Raise unless it is flat; so many events wanted more memory than there is."""
         assert self._children <= self._children_max, f"{self._kind}: {self._children} children"
         assert max(self._files, default=0) < self._files_max, f"{self._kind}: {max(self._files)} open files"
-        assert self._hogging <= 50 + len(self._rss) // 10, f"{self._kind}: {self._hogging} times much memory"
+        times = [(at[-1] - at[0], who) for who, at in self._hogging.items()]
+        assert len(times) <= HOGS_EACH * hogs, (
+            f"{self._kind}: much memory in {len(times)} lives, {hogs} events"
+        )
+        assert max(times, default=(0.0,))[0] < HOG_S, f"{self._kind}: much memory for long: {max(times)}"
         for rss in (self._rss, *([r for _, r in life] for life in self._lives.values())):
             if len(rss) > 300:
                 early, late = map(_median, _thirds(rss))
                 assert late < early * 1.2 + 16 * _MIB, (
                     f"{self._kind}: memory grew from {early / _MIB:.0f} to {late / _MIB:.0f} MiB"
                 )
-        if len(self._files) > 300:
-            early, late = map(max, _thirds(self._files))
+        if len(self._held) > 300:
+            early, late = map(max, _thirds(self._held))
             assert late <= early + 4, f"{self._kind}: open files grew from {early} to {late}"
 
     def __str__(self) -> str:
@@ -80,7 +100,7 @@ class Watch:
             return f"{self._kind}: not seen"
         life = max(self._lives.values(), key=lambda life: life[-1][0] - life[0][0])
         (began, at_first), (ended, at_last) = life[min(len(life) - 1, 30)], life[-1]
-        rss, files = _thirds(self._rss), _thirds(self._files)
+        rss, files = _thirds(self._rss), _thirds(self._held or self._files)
         return (
             f"{self._kind}: {len(self._lives)} lives, MiB {_median(rss[0]) / _MIB:.1f} then {_median(rss[1]) / _MIB:.1f}, "
             f"open files {max(files[0])} then {max(files[1])}, children at most {self._children}, "
@@ -115,9 +135,10 @@ class Family:
             self._workers.look(worker)
         return [nursery, *workers]
 
-    def check(self) -> None:
+    def check(self, hogs: int = 0) -> None:
+        """Raise unless all is flat, but for so many events that wanted more memory than there is."""
         for watch in (self._hub, self._nursery, self._workers):
-            watch.check()
+            watch.check(hogs)
         assert max(self._sizes["store.db-wal"], default=0) < WAL_MAX, "the write-ahead log grows"
         assert self._flat_part() < STORE_MAX, f"{self._flat_part()} bytes of state, outputs and free pages"
 
@@ -159,6 +180,12 @@ class Faults(Counter[str]):
         )
 
 
+def _has_begun(worker: psutil.Process) -> bool:
+    """Whether a forked worker is past its first lines: from then on it does not catch what its nursery catches."""
+    caught = int(told_of(worker).get("SigCgt", "0"), 16)
+    return not caught >> (signal.SIGCHLD - 1) & 1
+
+
 def harm(family: list[psutil.Process], rng: random.Random, faults: Faults) -> None:
     """Kill a worker, mostly; or stop one, or do that to the nursery and with it to all."""
     nursery, *workers = family
@@ -167,8 +194,8 @@ def harm(family: list[psutil.Process], rng: random.Random, faults: Faults) -> No
         if not workers:
             return  # a nursery that is killed three times before it has begun stops the app
         who, victim = "worker", rng.choice(workers)
-    # One that is stopped before its first line cannot see its hub die; with workers it has begun.
-    stop = bool(workers) and rng.random() < 0.2
+    # One that is stopped before its first line cannot see its hub die; a nursery with workers has begun.
+    stop = bool(workers) and rng.random() < 0.2 and (victim is nursery or _has_begun(victim))
     with contextlib.suppress(psutil.Error):
         (victim.suspend if stop else victim.kill)()
         faults[f"{'stop' if stop else 'kill'} {who}"] += 1

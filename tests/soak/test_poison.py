@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from faulty import PATIENCE_S, Faulty, Run
 from faulty_app import Item
-from harness import HERE, gone, memory_group, until
+from harness import HERE, all_gone, memory_group
 from soaking import DISK_FAILURES, Family, Faults, harm
 
 SECONDS = float(os.environ.get("SECONDPASS_SOAK_SECONDS") or 12) / 2
@@ -128,7 +128,7 @@ class Hub:
             processes = self.run.family()
             self.run.process.send_signal(SIGNALS.get(what, signal.SIGKILL))
             self.run.process.wait(PATIENCE_S)
-            until(lambda: gone(processes), timeout_s=3.0)
+            all_gone(processes, 3.0)
         self.again(**({"SECONDPASS_TEST_FAIL": rng.choice(DISK_FAILURES)} if what == "fail disk" else {}))
 
 
@@ -170,7 +170,7 @@ def test_an_app_with_workers_withstands_its_events_and_what_is_done_to_it(
             record_property(
                 "soak", f"{faults}\n{len(case.items)} events, {len(writer.poison)} set aside\n{family}"
             )
-            family.check()
+            family.check(hogs=sum(n for kind, n in faults.items() if kind.startswith("event: hog")))
             assert SECONDS < 60 or faults.per_minute() > FAULTS_PER_MINUTE
     except BaseException as error:
         error.add_note(f"SEED={seed}: {faults}\n{family}")

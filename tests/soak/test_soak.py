@@ -23,7 +23,7 @@ from harness import (
     Case,
     Process,
     Server,
-    gone,
+    all_gone,
     lines,
     until,
 )
@@ -126,7 +126,7 @@ def test_an_app_withstands_what_goes_wrong_around_it(
                 else:
                     process.kill(signal.SIGINT if fault == "interrupt hub" else signal.SIGKILL)
                     process.wait()
-                    until(lambda found=found: gone(found), timeout_s=2.0)
+                    all_gone(found, 2.0)
             # A take-over may itself be killed, so whoever was stopped once may still hold the store.
             process = case.start("--follow", *["--take-over"] * bool(stopped), **env)
         writer.write(whole=True)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 Found = tuple[int, str, "StoredLetter"]
 
+_BEFORE = "none: it was set aside before the chain"
 _DIGITS = re.compile(r"\d+")
 
 
@@ -121,11 +122,11 @@ def _letters(directory: Path, task: str | None, status: str | None) -> list[Foun
     from secondpass.cli.reading import reading
 
     with reading(directory) as store:
-        found = list(store.letters(status))
+        found, renames = list(store.letters(status)), store.renames()
     if task is None:
         return found
     wanted = "" if task == "(input)" else task
-    return [letter for letter in found if letter[2].task == wanted]
+    return [f for f in found if wanted in (f[2].task, renames.now(f[2].task, f[2].position))]
 
 
 @dead_letters.command("show", context_settings=HELP)
@@ -139,14 +140,14 @@ def show(words: tuple[str, ...], store: Path | None, as_json: bool) -> None:
     if len(numbers) != 1:
         raise click.UsageError("give the number of one dead letter")
     directory = find_store(app, store)
-    letter = _one(directory, numbers[0])
+    letter, task = _one(directory, numbers[0])
     if as_json:
         text.say(document(_jsonable(letter)))
         return
     rows = [
         ("status", letter.status),
         ("position", text.count(letter.position)),
-        ("task", letter.task or "none: it was set aside before the chain"),
+        ("task", f"{letter.task}, now {task}" if letter.task and task != letter.task else task or _BEFORE),
         ("error", click.style(text.one_line(letter.error), fg="red")),
     ]
     if letter.source:
@@ -162,17 +163,19 @@ def show(words: tuple[str, ...], store: Path | None, as_json: bool) -> None:
         text.say(["", f"secondpass dead-letters retry {words_}"])
 
 
-def _one(directory: Path, number: int) -> Letter:
+def _one(directory: Path, number: int) -> tuple[Letter, str]:
+    """A dead letter, and what its task is called now."""
     from secondpass.cli.letters import letter_of
     from secondpass.cli.reading import reading
 
     with reading(directory) as store:
-        found = store.letter(number)
+        found, renames = store.letter(number), store.renames()
         letters = store.progress.letters
     if found is None:
         have = f"they have the numbers 0 to {letters - 1}" if letters else "there are none"
         raise SettingsError(f"there is no dead letter {number} in {shown(directory)}; {have}")
-    return letter_of(number, *found)
+    letter = letter_of(number, *found)
+    return letter, renames.now(letter.task or "", letter.position)
 
 
 def _jsonable(letter: Letter) -> Letter:

@@ -99,6 +99,7 @@ class Commands:
         self._seen: set[str] = set()
         self._closed = False
         self._began_at = began_at
+        self._renames = store.renames()  # since the start they stay as they are
         self.refusal: str | None = None
         """Why what is asked of the dead letter at hand is left out."""
 
@@ -220,11 +221,12 @@ class Commands:
             dangerous = letter.error.startswith(KILLED)
             try:
                 event = self._event_of(letter, command)
-                self.refusal = self._no_timer(letter.task, event)
+                task = self._renames.now(letter.task, letter.position)
+                self.refusal = self._no_timer(task, event)
                 if self.refusal is None:
                     names = [stage.name for stage in self._chain.stages]
-                    task = letter.task if letter.task in names else INTAKE
-                    retry, events = Retry(command.letter, task, event), [event]
+                    at = task if task in names else INTAKE
+                    retry, events = Retry(command.letter, at, event), [event]
             except Exception as error:  # noqa: BLE001 - data from outside, and a type's own checks may raise anything
                 self.refusal = f"dead letter {command.letter} is no event: {error_text(error)}"
         if self.refusal is not None:

@@ -42,6 +42,8 @@ class Comparison:
         self._aside: dict[str, dict[str, Any]] = store.meta("aside") or {}
         self.changes: list[str] = []
         self.moves: dict[Name, Name | None] = {}
+        self.renamed: dict[str, str] = {}
+        """Whole tasks that go on under another name."""
         self.expired: dict[Name, list[Any]] = {}
         self._known = {name for name in store.tables() if name[0]}  # those of tasks
         self._wanted = set(codecs_of(tasks))
@@ -52,8 +54,10 @@ class Comparison:
 
     def _by_hand(self, rename: dict[str, str], drop: tuple[str, ...]) -> None:
         without_state = self._gone_without_state()
+        names = {d["name"] for d in self.new}
+        self.renamed = {old: new for old, new in rename.items() if new in names and "." not in old}
         for old, new in rename.items():
-            if old in without_state and new in {d["name"] for d in self.new}:
+            if old in without_state and new in names:
                 continue  # its settings go on, and whether it is stopped
             sources = self._named(old, self._known, "--rename")
             for task, name in sources:

@@ -377,7 +377,7 @@ class Hub:
         if epoch.retry is not None:
             (kind, details), status = self.commands.settle(progress)
             if epoch.events:  # it may have been mended
-                details = {**details, "event": encode_event(epoch.retry.event)}
+                details = {**details, "task": epoch.retry.task, "event": encode_event(epoch.retry.event)}
             history.append((kind, details))
         if epoch.intake_time is not None:
             history.append(("intake", {"count": epoch.count, "time": epoch.intake_time}))

@@ -24,7 +24,7 @@ from secondpass.engine.difference import Comparison, Different, Rates, StreamDif
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.explain import _Compared
 from secondpass.engine.recorded import Recorded
-from secondpass.engine.rehearsed import Changes, Rehearsed, changes_of
+from secondpass.engine.rehearsed import Changes, Rehearsed, changes_of, retried
 from secondpass.engine.replay import Base, Replay, records_of
 from secondpass.engine.rerun import Rerun
 from secondpass.engine.snapshots import Kept
@@ -114,7 +114,7 @@ def rehearse(
         raise
     try:
         replay = Replay(store, app, base, last)
-        standing = Rehearsed(app, base, changes, begun=base.position == first)
+        standing = Rehearsed(app, base, changes, first, retried(store, first))
         rerun = Rerun(app, replay, standing, workers)
         comparison = Comparison(store, streams, compared_from, again, forgotten)
     except BaseException:
@@ -143,6 +143,10 @@ def rehearse(
         base.close()
     if standing.left_out:
         notes.append("recorded commands that were left out: " + "; ".join(standing.left_out))
+    if standing.not_sent:
+        notes.append(
+            f"dead letters that were sent again, and that there would not have been: {standing.not_sent}"
+        )
     if rerun.verdicts:
         notes.append(f"events that ended workers in the rehearsal: {len(rerun.verdicts)}")
     stopped = rerun.stopped

@@ -18,9 +18,23 @@ from secondpass.engine.live import Described
 from secondpass.engine.replay import Base, Commanded, Restarted
 from secondpass.engine.standing import Standing, task_for
 from secondpass.errors import ChangeRefused, NotRepeated, SettingsError
-from secondpass.record import Change
+from secondpass.record import Change, DeadLetter, Retry
 from secondpass.store.reader import StoreReader
 from secondpass.task import FunctionTask, Task, with_settings
+
+Place = tuple[int, str]
+"""Where a dead letter was set aside: its position and task."""
+
+
+def retried(store: StoreReader, first: int) -> dict[int, Place]:
+    """By number: the dead letters from a position on that were sent again."""
+    found: dict[int, Place] = {}
+    for _, _, details in store.history_of("retry"):
+        letter = store.letter(details["letter"])
+        assert letter is not None, "a dead letter is never deleted"
+        if letter[1].position >= first:
+            found[details["letter"]] = letter[1].position, letter[1].task
+    return found
 
 
 @dataclass
@@ -111,19 +125,30 @@ def _set(found: Changes, app: App, running: list[Described], name: str, given: M
 class Rehearsed(Standing):
     """The chain as it would have been: as the log says it was, with the changes in it from `begin` on."""
 
-    def __init__(self, app: App, base: Base, changes: Changes, *, begun: bool) -> None:
+    def __init__(
+        self, app: App, base: Base, changes: Changes, first: int, retried: Mapping[int, Place]
+    ) -> None:
         self._changes = changes
-        self.begun = begun
+        self.begun = base.position == first
         self.left_out: list[str] = []
         """Recorded commands that mean nothing to the changed chain."""
+        self.not_sent = 0
+        """Dead letters that were sent again, and that this chain does not set aside."""
+        self._retried = retried
+        self._asked_for = set(retried.values())
+        self._there: set[Place] = set()
+        chain: list[Described] = [] if base.snapshot is None else base.snapshot.meta("chain") or []
+        self._ran = [one["name"] for one in chain]
+        """The tasks of the chain as it ran, in order."""
         super().__init__(app, base)
-        if begun:
+        if self.begun:
             self._add(base.position, base.now)
             self._look_into(base.position)
 
     def begin(self, position: int, now: float) -> None:
         """Change the chain here, as commands would."""
         self.begun = True
+        self._ran = [link.name for link in self.links]
         for link in list(self.links):
             task = self._standing_for(link.task)
             if task is None:
@@ -135,6 +160,7 @@ class Rehearsed(Standing):
 
     def restarted(self, item: Restarted, now: float) -> None:
         super().restarted(item, now)
+        self._ran = [one["name"] for one in item.chain]
         if self.begun:
             self._add(item.position, now)
             self._look_into(item.position)
@@ -145,6 +171,12 @@ class Rehearsed(Standing):
             return
         name, kind = item.details["task"], item.details["asked"]
         came: Described | None = item.details.get("to")
+        if kind == "remove" and name in self._ran:
+            self._ran.remove(name)
+        elif kind == "add":
+            before: str | None = item.details.get("before")
+            at = len(self._ran) if before is None or before not in self._ran else self._ran.index(before)
+            self._ran.insert(at, name)
         if name in self._changes.without or (came is not None and name in self._changes.code):
             self.left_out.append(f"position {item.position}: {kind} {name}")
             return
@@ -160,6 +192,19 @@ class Rehearsed(Standing):
                 twin.let_go(now)
                 self.links[at] = twin
         self._look_into(item.position)
+
+    def entry(self, retry: Retry) -> int | None:
+        place = self._retried.get(retry.letter)
+        if place is not None and place not in self._there:
+            self.not_sent += 1
+            return None
+        if retry.task not in self._changes.without or retry.task not in self._ran:
+            return super().entry(retry)
+        behind = self._ran[self._ran.index(retry.task) + 1 :]
+        return next((at for at, link in enumerate(self.links) if link.name in behind), len(self.links))
+
+    def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        self._there.update(self._asked_for.intersection((letter.position, letter.task) for letter in letters))
 
     def _task(self, described: Described, position: int) -> Task[Any] | None:
         if not self.begun:

@@ -211,7 +211,7 @@ class Replay:
             now_after=self.now,
             offsets=[],
             kinds={type(event)},
-            retry=Retry(details["letter"], letter.task, event),
+            retry=Retry(details["letter"], details.get("task", letter.task), event),
         )
 
 

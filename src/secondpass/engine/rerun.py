@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Callable
 
-from secondpass.app import App
+from secondpass.app import MAIN, App
 from secondpass.aside import aside
 from secondpass.engine.chain import Chain, Cut
 from secondpass.engine.crew import Crew
@@ -23,7 +23,7 @@ from secondpass.engine.replay import Replay, Restarted, WasLoaded
 from secondpass.engine.stage import Stage
 from secondpass.engine.standing import Standing
 from secondpass.errors import SecondpassError, SetupFailed, TaskError
-from secondpass.record import INTAKE, Firing, Retry, Verdict, error_text
+from secondpass.record import Firing, Retry, Verdict, error_text
 from secondpass.reference import stop_error
 
 OnEpoch = Callable[[Epoch, Outcome], None]
@@ -94,14 +94,17 @@ class Rerun:
     def _run(self, epoch: Epoch, on_epoch: OnEpoch) -> None:
         chain = self._chain
         if epoch.retry is not None:
-            stage = next((stage for stage in chain.stages if stage.name == epoch.retry.task), None)
+            at = self.standing.entry(epoch.retry)
             event = epoch.retry.event
-            if isinstance(event, Firing) and (
-                stage is None or stage.stopped or event.timer not in stage.timers
-            ):
-                on_epoch(epoch, Outcome())  # the timer has gone
+            timer = event.timer if isinstance(event, Firing) else None
+            if at == len(chain.stages) and timer is None:
+                on_epoch(epoch, Outcome(streams={MAIN: ([event], [0])}))
                 return
-            epoch.retry = Retry(epoch.retry.letter, INTAKE if stage is None else epoch.retry.task, event)
+            stage = None if at is None or at == len(chain.stages) else chain.stages[at]
+            if stage is None or (timer is not None and (stage.stopped or timer not in stage.timers)):
+                on_epoch(epoch, Outcome())
+                return
+            epoch.retry = Retry(epoch.retry.letter, stage.name, event)
         self._recall_verdicts(epoch)
         try:
             outcome = chain.run(epoch, careful=self._pacer.careful or epoch.retry is not None)
@@ -118,6 +121,7 @@ class Rerun:
             for key in delta.gone:
                 cells.pop(key, None)
         chain.apply(outcome)
+        self.standing.set_aside(outcome.letters)
         on_epoch(epoch, outcome)
 
     def _recall_verdicts(self, epoch: Epoch) -> None:

@@ -272,6 +272,7 @@ def start_chain(
         comparison.expired,
         {(OWNER, name): cells for name, cells in lookups.rests.items()},
         {(OWNER, name): found for name, found in lookups.loaded.items()},
+        comparison.renamed,
     )
     summary.changes = comparison.changes
     _recall_verdicts(store, stages)

@@ -7,6 +7,7 @@ that is there now, where that is the same; where it is not, that is said.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from secondpass.engine.live import Described, recorded_change, task_of
 from secondpass.engine.lookups import Recalled
 from secondpass.engine.replay import Base, Commanded, Restarted, WasLoaded
 from secondpass.errors import ChangeRefused, NotRepeated, SettingsError
-from secondpass.record import Change
+from secondpass.record import Change, DeadLetter, Retry
 from secondpass.store.reader import Unreadable
 from secondpass.task import FunctionTask, Options, Task, with_options, with_settings
 
@@ -163,6 +164,13 @@ class Standing:
                 left.cells[n] = cells
             elif None in cells:
                 left.values[n] = cells[None]
+
+    def entry(self, retry: Retry) -> int | None:
+        """Behind how many tasks a dead letter that was sent again enters; None where it is not sent."""
+        return next((at for at, link in enumerate(self.links) if link.name == retry.task), 0)
+
+    def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """These were set aside when it ran again."""
 
     def tasks(self) -> list[Task[Any]]:
         """The tasks of the chain, in order."""

@@ -243,6 +243,7 @@ class Store(StoreReader):
         expired: Mapping[Name, Iterable[Any]] | None = None,
         lookups: Mapping[Name, dict[Any, Any]] | None = None,
         loaded: Mapping[Name, tuple[Changes, dict[str, Any]]] | None = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         """Record the chain that runs from here on, after its cells were loaded with the same moves.
 
@@ -251,7 +252,8 @@ class Store(StoreReader):
         keys of cells that must not come back though their table's time to live has grown. `file` is the chain as
         the app's file has it, where a command made another of it; `aside` what tasks that left have put aside.
         `lookups` are the resting cells of what tasks look into, which this store keeps current from here on; `loaded`
-        those of them that are new to it: the cells that they begin with, and what the history is to say of it.
+        those of them that are new to it: the cells that they begin with, and what the history is to say of it. `renamed`
+        are whole tasks that go on under another name.
         """
         failpoint("start.before")
         cells, self._loaded = {**self._loaded, **(lookups or {})}, {}
@@ -281,6 +283,8 @@ class Store(StoreReader):
             self._put_meta("chain", chain)
             self._put_meta("file", file)
             self._put_meta("aside", aside)
+            if renamed:
+                self._put_meta("renames", [*(self.meta("renames") or []), [self.progress.position, renamed]])
             self._put_tables(tables)
             self._remember(self.progress.position, "start", note)
             self._write_progress(self._epoch)

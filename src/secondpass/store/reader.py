@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -45,6 +45,20 @@ class Unreadable(Exception):
         super().__init__(name, why)
         self.name = name
         self.why = why
+
+
+class Renames:
+    """Under which name tasks went on, by the starts that renamed them: (position, old names with their new ones)."""
+
+    def __init__(self, starts: Iterable[tuple[int, Mapping[str, str]]]) -> None:
+        self._starts = list(starts)
+
+    def now(self, task: str, position: int) -> str:
+        """What a task is called since the last start, that had this name when the app was at a position."""
+        for begun, renamed in self._starts:
+            if begun > position:
+                task = renamed.get(task, task)
+        return task
 
 
 class Cells(Protocol):
@@ -228,6 +242,10 @@ class StoreReader:
                 check(f"history {number}", stored, body, number, position, kind)
                 found.append((number, position, unpack(body)))
             return found
+
+    def renames(self) -> Renames:
+        """Which tasks go on under another name than they had."""
+        return Renames(self.meta("renames") or [])
 
     # ---- state
 
