@@ -85,13 +85,15 @@ class Result:
         return self.streams[MAIN]
 
 
-def stop_error(task: Task[Any], position: int, event: Any, error: BaseException) -> TaskError:
-    """The error that stops an app at one event, naming event, task and reason."""
+def stop_error(
+    task: Task[Any], position: int, event: Any, error: BaseException, next_: str = "the event is next"
+) -> TaskError:
+    """The error that stops an app at one event, naming event, task and reason, and what comes next."""
     place = f"task {task.name}, position {position}, event {event!r}"
     if isinstance(error, TaskError):
-        return type(error)(f"{error}\n  at {place}", task=task.name, position=position)
+        return type(error)(f"{error}\n  at {place}", task=task.name, position=position, next=next_)
     return TaskStopped(
-        f"{error_text(error)}\n  at {place}\n  the task says on_error='stop'; mend it and run again: the event is next",
+        f"{error_text(error)}\n  at {place}\n  the task says on_error='stop'; mend it and run again: {next_}",
         task=task.name,
         position=position,
         traceback=trace_text(error),

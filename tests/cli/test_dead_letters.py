@@ -258,9 +258,14 @@ def test_a_retry_that_stops_the_app_is_refused_and_the_letter_stays_open(broken,
         done = broken.run("dead-letters", "retry", "0")
         assert done.code == 2
         assert "refused: it stopped the app: ValueError: camera 10 is unknown" in done.err
-        process.communicate(timeout=30)
+        said = process.communicate(timeout=30)[1]
     assert process.returncode == 3
+    assert "mend it and run again: dead letter 0 stays open" in said
     assert statuses(command)[0] == "open"
+    (found,) = [e for e in command("history", "--json").lines(HistoryLine) if e.kind == "left out"]
+    assert found.reason == "it stopped the app: ValueError: camera 10 is unknown"
+    again = broken.run("run", "fragile.py", "--quiet")  # it does not come again
+    assert again.code == 0, again.err
 
 
 # ---------------------------------------------------------------- a task that is called otherwise now

@@ -136,7 +136,8 @@ def run(
                 on_epoch=epoch,
             )
     except TaskFault as fault:
-        said = f"{fault}\n  mend it and run again: what precedes is committed, the event is next"
+        next_ = fault.details.get("next", "the event is next")
+        said = f"{fault}\n  mend it and run again: what precedes is committed, {next_}"
         raise TaskFault(said, **fault.details) from fault.__cause__
     report = report_of(summary, loaded, loaded.sinks)
     if as_json:

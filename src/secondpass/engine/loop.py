@@ -9,6 +9,7 @@ deliver     the outputs to the sinks, each with its number
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections import deque
@@ -334,8 +335,11 @@ class Hub:
     def _stop(self, epoch: Epoch, cut: Cut) -> TaskError:
         """Commit what precedes the event that stops the app; gives the error to raise."""
         if epoch.retry is not None:
-            # The letter stays open; its retry must not stop every later start.
-            self.commands.done(epoch.first, f"it stopped the app: {error_text(cut.error)}")
+            # Its retry must not stop every later start.
+            self.commands.refusal = f"it stopped the app: {error_text(cut.error)}"
+            self.commit(dataclasses.replace(epoch, events=[]), Outcome())
+            stays = f"dead letter {epoch.retry.letter} stays open"
+            return stop_error(cut.task, epoch.first, cut.event, cut.error, stays)
         if cut.index > 0:
             part = epoch.cut(cut.index, self.intake.places_at(cut.index))
             try:

@@ -24,6 +24,11 @@ def find_type(name: str) -> type[Event]:
             same.append(cls)
     if len(same) == 1:
         return same[0]
+    if "<locals>" in name:
+        raise OutputError(
+            f"there are events of the type {name}, whose class is made while a task runs, and is known only there; "
+            f"define it at the top of its module, then run again"
+        )
     raise OutputError(
         f"the store holds undelivered events of the type {name}, which the app no longer defines; bring the class "
         f"back, let the app run once, then remove it"
