@@ -110,6 +110,7 @@ def changed(
     if change.kind == "add":
         task = change.to
         came = _returned(put_aside, task)
+        came.stopped = change.stopped
         links.insert(len(links) if change.before is None else _named(chain, change.before), came)
         return links
     if link is None:  # dropped: the state of a task that has left

@@ -113,10 +113,19 @@ class Control:
         return self._give("set", task, settings=plain, reason=reason, wait=wait)
 
     def add(
-        self, task: Task[Any] | str, *, before: str | None = None, reason: str = "", wait: bool = True
+        self,
+        task: Task[Any] | str,
+        *,
+        before: str | None = None,
+        stopped: bool = False,
+        reason: str = "",
+        wait: bool = True,
     ) -> Done:
-        """Put a task into the chain, before another one or at its end; a name is looked up in the app's file."""
-        return self._give("add", task, before=before, reason=reason, wait=wait)
+        """Put a task into the chain, before another one or at its end; a name is looked up in the app's file.
+
+        `stopped`, it lets events pass until it is started.
+        """
+        return self._give("add", task, before=before, stopped=stopped, reason=reason, wait=wait)
 
     def remove(self, task: str, *, reason: str = "", wait: bool = True) -> Done:
         """Take a task out of the chain; what it remembers is put aside for its return."""

@@ -81,7 +81,8 @@ class Change(NamedTuple):
     start, stop     the task handles events, or they pass it by; stopped, it keeps its state
     set             the task `to` stands in for it: the same code with other settings
     replace         the task `to` stands in for it: other code, which takes over its state
-    add, remove     the task `to` comes into the chain before the task `before` (at its end without one), or leaves it
+    add, remove     the task `to` comes into the chain before the task `before` (at its end without one), `stopped` or not; or
+                    it leaves
     drop            its state is gone, or only that of the table or value `state`
     pause, resume   the app took no records for a while, or ended: the chain stays as it is
     end
@@ -95,6 +96,8 @@ class Change(NamedTuple):
     fresh: bool = False
     """Whether a task that starts forgets what it had."""
     state: str | None = None
+    stopped: bool = False
+    """Whether a task that comes in lets events pass until it is started."""
 
 
 class DeadLetter(NamedTuple):

@@ -86,18 +86,25 @@ class Result:
 
 
 def stop_error(
-    task: Task[Any], position: int, event: Any, error: BaseException, next_: str = "the event is next"
+    task: Task[Any], position: int, event: Any, error: BaseException, letter: int | None = None
 ) -> TaskError:
-    """The error that stops an app at one event, naming event, task and reason, and what comes next."""
+    """The error that stops an app at one event, naming event, task and reason; or at a dead letter that was sent again."""
     place = f"task {task.name}, position {position}, event {event!r}"
+    details: dict[str, Any] = {"task": task.name, "position": position}
+    if letter is not None:
+        details["letter"] = letter
     if isinstance(error, TaskError):
-        return type(error)(f"{error}\n  at {place}", task=task.name, position=position, next=next_)
+        return type(error)(f"{error}\n  at {place}", **details)
     return TaskStopped(
-        f"{error_text(error)}\n  at {place}\n  the task says on_error='stop'; mend it and run again: {next_}",
-        task=task.name,
-        position=position,
+        f"{error_text(error)}\n  at {place}\n  the task says on_error='stop'; mend it and run again: {what_is_next(details)}",
         traceback=trace_text(error),
+        **details,
     )
+
+
+def what_is_next(stopped: Mapping[str, Any]) -> str:
+    """What the next run does about what stopped this one, in words."""
+    return f"dead letter {stopped['letter']} stays open" if "letter" in stopped else "the event is next"
 
 
 @aside()

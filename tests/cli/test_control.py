@@ -285,6 +285,17 @@ def test_commands_to_a_running_app_are_done_at_a_position_and_say_how_they_are_u
     assert out[2].endswith("a test")
 
 
+def test_a_task_that_was_stopped_is_put_back_stopped(running) -> None:
+    run = running.run
+    assert run("task", "stop", "Near").code == 0
+    undo = "secondpass task add Near --stopped --before Count"
+    assert run("task", "remove", "Near").out.endswith(f"to undo: {undo}\n")
+    assert run(*undo.split()[1:]).out.startswith("add Near: done at position 12\n")
+    assert [(t.name, t.stopped) for t in tasks(run).values()] == [("Near", True), ("Count", False)]
+    assert "add Near before Count, stopped" in run("history").out
+    assert run("task", "start", "Near").code == 0
+
+
 REFUSED: list[tuple[list[str], str]] = [
     (["stop", "Nobody"], "refused: the chain has no task Nobody; it has: Near, Count"),
     (["start", "Count"], "refused: Count runs already"),

@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+
 from secondpass.cli.shapes import RunReport
 
 COUNTING = """
@@ -245,3 +247,39 @@ def test_an_unexpected_error_is_told_as_a_bug_of_ours_with_its_traceback(first, 
     assert done.code == 70
     assert "Traceback" in done.err
     assert "error: RuntimeError: cannot be\n  this is a bug of secondpass" in done.err
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_event_class_that_is_made_in_a_call_stops_the_run_and_nothing_is_lost(
+    project, workers: str
+) -> None:
+    """Whoever has not made that call does not know it: another process, the next start."""
+    text = """
+class Make(Task[Seen]):
+    def handle(self, event: Seen) -> Event:
+        class Local(Event):
+            cid: int
+
+        return Local(cid=event.cid)
+
+
+def last(event: Event) -> Event:
+    return event
+
+
+app = App("made", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Make().options(place="workers"), last],
+          sink=JsonLines(HERE / "out.jsonl"))
+"""
+    project.write("made.py", text)
+    project.seen(1, 2, 3)
+    done = project.run("run", "made.py", "--workers", workers)
+    if workers == "0":
+        assert (done.code, len(project.output())) == (0, 3)
+        return
+    assert done.code == 5
+    assert "made.Make.handle.<locals>.Local, whose class is made while a task runs" in done.err
+    assert "Traceback" not in done.err
+    whole = text.replace("        class Local(Event):\n            cid: int\n\n", "")
+    project.write("made.py", "class Local(Event):\n    cid: int\n\n\n" + whole)
+    done = project.run("run", "made.py", "--workers", workers)
+    assert (done.code, len(project.output())) == (0, 3), done.err

@@ -89,6 +89,7 @@ def test_commands_from_other_threads_stand_each_at_one_place(tmp_path: Path, see
                 control.add(
                     rng.choice([Count(), Marked(mark="x").options(name="X")]),
                     before=rng.choice([None, "First"]),
+                    stopped=rng.random() < 0.3,
                 )
             elif kind == "remove":
                 control.remove(rng.choice(["Count", "X"]))

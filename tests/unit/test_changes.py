@@ -189,6 +189,17 @@ def test_a_task_comes_in_where_it_is_told_and_leaves_with_its_state() -> None:
     assert by(run(named(Count(), "A"), log)) == ["A1", "B1 A2", "A3", "A4 B2"]
 
 
+def test_a_task_that_comes_in_stopped_lets_events_pass_until_it_is_started() -> None:
+    log = [
+        *seen(1),
+        Change("add", "B", named(Count(), "B"), before="A", stopped=True),
+        *seen(2),
+        Change("start", "B"),
+        *seen(3),
+    ]
+    assert by(run(named(Count(), "A"), log)) == ["A1", "A2", "B1 A3"]
+
+
 def test_a_task_that_comes_in_may_have_outputs_of_its_own() -> None:
     assert run(Count(), [*seen(1), Change("add", "Pages", Pages()), *seen(2)]).output("pages")[0].n == 2
 

@@ -109,6 +109,8 @@ def in_words(entry: dict[str, Any]) -> str:
         said += f" before {entry['before']}"
     if entry.get("fresh"):
         said += " afresh"
+    if entry.get("stopped"):
+        said += ", stopped"
     if entry.get("tried"):
         said += f", tried on {text.plural(entry['tried'], 'event')}"
     return said

@@ -136,8 +136,9 @@ def run(
                 on_epoch=epoch,
             )
     except TaskFault as fault:
-        next_ = fault.details.get("next", "the event is next")
-        said = f"{fault}\n  mend it and run again: what precedes is committed, {next_}"
+        from secondpass.reference import what_is_next
+
+        said = f"{fault}\n  mend it and run again: what precedes is committed, {what_is_next(fault.details)}"
         raise TaskFault(said, **fault.details) from fault.__cause__
     report = report_of(summary, loaded, loaded.sinks)
     if as_json:

@@ -199,10 +199,12 @@ def set_(words: tuple[str, ...], store: Path | None, reason: str, no_wait: bool,
 @task.command("add", context_settings=HELP)
 @click.argument("words", metavar="[APP] NAME", nargs=-1, required=True)
 @click.option("--before", metavar="OTHER", help="The task that it comes before.  [default: at the end]")
+@click.option("--stopped", is_flag=True, help="It lets events pass until it is started.")
 @command_options
 def add(
     words: tuple[str, ...],
     before: str | None,
+    stopped: bool,
     store: Path | None,
     reason: str,
     no_wait: bool,
@@ -219,7 +221,7 @@ def add(
         meant,
         "add",
         name,
-        lambda control: control.add(name, before=before, reason=reason, wait=not no_wait),
+        lambda control: control.add(name, before=before, stopped=stopped, reason=reason, wait=not no_wait),
         undo=meant.line("task remove", name),
         no_wait=no_wait,
         as_json=as_json,
@@ -234,14 +236,16 @@ def remove(words: tuple[str, ...], store: Path | None, reason: str, no_wait: boo
     app, (name,) = _words(words, 1, 1)
     meant = Meant.of(app, store)
     expect(meant.directory, name)
-    names = [t.name for t in listed(meant.directory).tasks]
-    behind = names[names.index(name) + 1 :] if name in names else []
+    tasks = listed(meant.directory).tasks
+    at = next((i for i, t in enumerate(tasks) if t.name == name), len(tasks))
+    as_it_was = ["--stopped" for t in tasks[at : at + 1] if t.stopped]
+    as_it_was += [word for t in tasks[at + 1 : at + 2] for word in ("--before", t.name)]
     give(
         meant,
         "remove",
         name,
         lambda control: control.remove(name, reason=reason, wait=not no_wait),
-        undo=meant.line("task add", name, *(["--before", behind[0]] if behind else [])),
+        undo=meant.line("task add", name, *as_it_was),
         no_wait=no_wait,
         as_json=as_json,
     )

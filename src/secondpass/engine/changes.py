@@ -177,7 +177,7 @@ class Preparation:
         task = self._new_task() if command.kind in NEW_TASK else None
         name = command.task if task is None else task.name
         kind: Any = KINDS.get(command.kind, command.kind)
-        return Change(kind, name, task, command.before, command.fresh, command.state)
+        return Change(kind, name, task, command.before, command.fresh, command.state, command.stopped)
 
     def _new_task(self) -> Task[Any]:
         """The task that a command brings in, from wherever it says."""
@@ -389,8 +389,10 @@ class Applied:
         if change.kind == "set" and self._old is not None:
             before, after = describe(self._old.task)["settings"], found["to"]["settings"]
             found["was"] = {name: value for name, value in before.items() if value != after[name]}
-        more = (("before", change.before), ("fresh", change.fresh), ("state", change.state))
-        return found | {name: value for name, value in more if value}
+        for name in ("before", "fresh", "state", "stopped"):
+            if value := getattr(change, name):
+                found[name] = value
+        return found
 
     def take_effect(self) -> None:
         """It is committed: from the next event on the chain is this one."""

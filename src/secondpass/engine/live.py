@@ -127,6 +127,5 @@ def recorded_change(details: dict[str, Any]) -> Change:
         options = msgspec.convert(came["options"], Options)
         to = task_of(f"{came['module']}:{came['class']}", came["settings"], options)
     kind: Any = KINDS.get(details["asked"], details["asked"])
-    return Change(
-        kind, details["task"], to, details.get("before"), details.get("fresh", False), details.get("state")
-    )
+    more = {name: details[name] for name in ("before", "fresh", "state", "stopped") if name in details}
+    return Change(kind, details["task"], to, **more)

@@ -338,8 +338,7 @@ class Hub:
             # Its retry must not stop every later start.
             self.commands.refusal = f"it stopped the app: {error_text(cut.error)}"
             self.commit(dataclasses.replace(epoch, events=[]), Outcome())
-            stays = f"dead letter {epoch.retry.letter} stays open"
-            return stop_error(cut.task, epoch.first, cut.event, cut.error, stays)
+            return stop_error(cut.task, epoch.first, cut.event, cut.error, epoch.retry.letter)
         if cut.index > 0:
             part = epoch.cut(cut.index, self.intake.places_at(cut.index))
             try:

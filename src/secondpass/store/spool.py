@@ -53,6 +53,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
     before: str | None = None
     fresh: bool = False
     state: str | None = None
+    stopped: bool = False
     timetable: str = ""
     """The timetable that gave it, for its switch that was `due` then."""
     due: float = 0.0
