@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import select
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from secondpass.binding import attach, attach_state, bind
 from secondpass.calls import call_of, expand
+from secondpass.errors import TaskFault
+from secondpass.record import error_text
 from secondpass.state import MISSING, CallValues, Moment, Table
 from secondpass.task import Task, accepts
 from secondpass.timers import Timing
@@ -18,6 +23,21 @@ CAUGHT = BaseException
 
 A panic of a library written in Rust is no `Exception`, and must not stop the app at every start.
 """
+
+
+def _refuse_to_go_on_unheard(error: OSError) -> None:
+    """Raise `TaskFault` where nobody hears any more what is printed: no event is to blame, and all that print would fail alike."""
+    for name, stream in (("output", sys.stdout), ("error", sys.stderr)):
+        try:
+            waiting = select.poll()
+            waiting.register(stream.fileno(), 0)  # a reader that has gone is always reported
+            gone = waiting.poll(0)
+        except (AttributeError, OSError, ValueError):
+            continue  # it is no file, or was closed here
+        if gone:
+            raise TaskFault(
+                f"{error_text(error)}: nobody reads standard {name} any more, and the task prints there"
+            ) from error
 
 
 class Step:
@@ -98,10 +118,12 @@ class Step:
                 table.check()
             for table in self._parts:
                 table.keep()
-        except BaseException:
+        except BaseException as error:
             for table in self._parts:
                 table.undo()
             moment.begin()
+            if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
+                _refuse_to_go_on_unheard(error)
             raise
         finally:
             if allowed is not None:

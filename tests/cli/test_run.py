@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from secondpass.cli.shapes import RunReport
+from secondpass.cli.shapes import LetterList, RunReport
 
 COUNTING = """
 class Count(Task[Seen]):
@@ -283,3 +283,34 @@ app = App("made", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Make().optio
     project.write("made.py", "class Local(Event):\n    cid: int\n\n\n" + whole)
     done = project.run("run", "made.py", "--workers", workers)
     assert (done.code, len(project.output())) == (0, 3), done.err
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_no_event_is_to_blame_where_nobody_reads_what_a_task_prints(project, command, workers: str) -> None:
+    """`secondpass run app.py | head -1` stops; what workers print goes to standard error, and is lost with its reader."""
+    project.write(
+        "prints.py",
+        """
+class Prints(Task[Seen]):
+    def handle(self, event: Seen) -> Seen:
+        print("saw", event.cid, flush=True)
+        if event.cid == 0:
+            raise FileNotFoundError(2, "not there", "zero")
+        return event
+
+
+app = App("prints", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Prints().options(place=PLACE)],
+          sink=JsonLines(HERE / "out.jsonl"))
+""".replace("PLACE", repr("inline" if workers == "0" else "workers")),
+    )
+    project.seen(0, *range(1, 200))
+    with project.start("run", "prints.py", "--workers", workers) as process:
+        (process.stdout if workers == "0" else process.stderr).close()
+        code = process.wait(60)
+        if workers == "0":
+            assert "nobody reads standard output any more, and the task prints there" in process.stderr.read()
+    assert code == (3 if workers == "0" else 0)
+    assert command("dead-letters", "list", "prints.py", "--json").document(LetterList).count < 2
+    assert command("run", "prints.py", "-q").code == 0
+    assert [event["cid"] for event in project.output()] == list(range(1, 200))
+    assert command("dead-letters", "list", "prints.py", "--json").document(LetterList).count == 1

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 
 from secondpass.cli.exits import ended
 from secondpass.cli.group import cli
+from secondpass.unheard import unheard
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without our letters gets them spelled
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stderr = unheard(sys.stderr)  # a run goes on where nobody reads how it goes
     # Click leaves colours to terminals; NO_COLOR (no-color.org) takes them from there too.
     color = False if os.environ.get("NO_COLOR") else None
     return ended(lambda: cli.main(arguments, prog_name="secondpass", standalone_mode=False, color=color))

@@ -42,6 +42,7 @@ from secondpass.engine.executor import BETWEEN, SETTING_UP, Parcel
 from secondpass.engine.recipe import Recipe, load_tasks
 from secondpass.record import error_text, trace_text
 from secondpass.task import Task
+from secondpass.unheard import unheard
 
 START, SIGNAL, READY, ENDED, FAILED = range(5)
 
@@ -138,8 +139,10 @@ def begin(parent: int, lifeline: int, *given: int) -> None:
             os.dup2(fd, stream)
         if fd > 2:
             os.close(fd)
-    if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison] - None without descriptors
-        cast("Any", sys.stdout).reconfigure(line_buffering=True)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None:  # it is where there were no descriptors
+            setattr(sys, name, unheard(stream))
 
 
 def _end_with(parent: int, lifeline: int) -> None:

@@ -42,7 +42,7 @@ STOP_S = 0.8
 _LOOK_S = 0.02
 _WRITE_EVERY_S = 1.0
 _BUSY_S, _BUSY_SHARE = 5.0, 0.5
-"""One that needs more than that of a core for so long takes it from the hub's thread."""
+"""One that needs, or would need, more than that of a core for so long takes it from the hub's thread."""
 
 
 class Sources:
@@ -209,6 +209,23 @@ def _told(code: int, report: int) -> Exception:
     return Told(f"its process {how}", "")
 
 
+def _work_of_this_thread() -> Callable[[], float]:
+    """How long this thread has computed or waited for a core to do so, in seconds; for any thread to ask."""
+    found = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+
+    def work() -> float:
+        computed_ns, waited_ns = found.read_text().split()[:2]
+        return (int(computed_ns) + int(waited_ns)) / 1e9
+
+    try:
+        work()
+    except (OSError, ValueError):  # a system that does not tell how long it waited
+        if hasattr(time, "pthread_getcpuclockid"):
+            return partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
+        return time.thread_time
+    return work
+
+
 class _Source:
     """One function and what is known of it."""
 
@@ -250,8 +267,7 @@ class _Source:
 
     def watch_cost(self) -> None:
         """Look at what this thread costs from now on; one that is called at times, from when it gives something first."""
-        if hasattr(time, "pthread_getcpuclockid"):  # what it gives may be appended by another thread
-            self._spent = partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
+        self._spent = _work_of_this_thread()
         self._since = 0.0 if self.feeder.every is not None else time.monotonic()
         self._cpu = self._spent()
 
