@@ -322,3 +322,23 @@ def test_a_letter_of_a_task_that_was_renamed_enters_at_that_task(project, comman
     # What was sent again can be told, though its letter has a name that is gone.
     explained = command("explain", "fragile.py", "4", "--json").document(ExplainReport)
     assert [call.task for call in explained.calls] == ["Known", "Strict"]
+
+
+def test_a_letter_of_a_task_that_stays_is_its_own_though_its_state_goes_on_elsewhere(
+    project, command
+) -> None:
+    text = COUNTED + FRAGILE.replace("tasks=[", "tasks=[Count(), ")
+    text = text.replace(
+        "class Fragile(Task[Seen]):", "class Fragile(Task[Seen]):\n    most = value(int, 0)\n"
+    )
+    project.write("fragile.py", text)
+    project.seen(10)
+    assert command("run", "fragile.py", "-q").code == 0
+    more = "Fragile(), Fragile().options(name='Other'), "
+    project.write("fragile.py", text.replace("Fragile(), ", more).replace("event.cid > 9", "event.cid > 10"))
+    assert command("run", "fragile.py", "-q", "--rename", "Fragile=Other").code == 0
+    assert "task Fragile\n" in re.sub(" +", " ", command("dead-letters", "show", "fragile.py", "0").out)
+    assert command("dead-letters", "retry", "fragile.py", "0").code == 0
+    assert command("run", "fragile.py", "-q").code == 0
+    explained = command("explain", "fragile.py", "1", "--json").document(ExplainReport)
+    assert [call.task for call in explained.calls] == ["Fragile", "Other", "Strict"]

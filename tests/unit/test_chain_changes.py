@@ -112,7 +112,8 @@ def test_rule_11_state_removed_while_other_is_added_is_never_guessed(store: Path
 
 def test_rule_11_a_renamed_task_goes_on_with_its_state(store: Path) -> None:
     renamed = [Count().options(name="Counted"), Other()]
-    assert "state of Count goes on as Counted" in run(renamed, store, rename={"Count": "Counted"}).changes
+    told = run(renamed, store, rename={"Count": "Counted"}).changes
+    assert told == ["state of Count goes on as Counted", "task Count is called Counted now"]
     assert state(renamed, store)["Counted"] == {"seen": {0: 2, 1: 2, 2: 2}, "total": 6}
     assert run(renamed, store).changes == []
 

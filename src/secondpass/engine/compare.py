@@ -43,7 +43,7 @@ class Comparison:
         self.changes: list[str] = []
         self.moves: dict[Name, Name | None] = {}
         self.renamed: dict[str, str] = {}
-        """Whole tasks that go on under another name."""
+        """Whole tasks that go on under another name; one that stays while its state goes on elsewhere is not."""
         self.expired: dict[Name, list[Any]] = {}
         self._known = {name for name in store.tables() if name[0]}  # those of tasks
         self._wanted = set(codecs_of(tasks))
@@ -55,7 +55,11 @@ class Comparison:
     def _by_hand(self, rename: dict[str, str], drop: tuple[str, ...]) -> None:
         without_state = self._gone_without_state()
         names = {d["name"] for d in self.new}
-        self.renamed = {old: new for old, new in rename.items() if new in names and "." not in old}
+        self.renamed = {
+            old: new
+            for old, new in rename.items()
+            if new in names and "." not in old and (old not in names or old in rename.values())
+        }
         for old, new in rename.items():
             if old in without_state and new in names:
                 continue  # its settings go on, and whether it is stopped
@@ -122,11 +126,18 @@ class Comparison:
             )
 
     def _list_changes(self, before: list[dict[str, Any]]) -> None:
-        old, new = {d["name"]: d for d in before}, {d["name"]: d for d in self.new}
+        new = {d["name"]: d for d in self.new}
+        old = {self.renamed.get(d["name"], d["name"]): d for d in before}
+        self.changes += [
+            f"task {found['name']} is called {name} now"
+            for name, found in old.items()
+            if found["name"] != name
+        ]
         self.changes += [f"task {name} added" for name in new if name not in old]
         for name, gone in old.items():
             if name not in new:
-                kept = " (its state is kept for its return)" if gone["state"] else ""
+                stays = any((name, state) not in self.moves for state in gone["state"])
+                kept = " (its state is kept for its return)" if stays else ""
                 self.changes.append(f"task {name} removed{kept}")
         for name, now in new.items():
             if name in old:
