@@ -92,6 +92,10 @@ def _new(result: Any, given: Any, name: str, method: str) -> Any:
     raise TaskFault(f"{name}.{method} returned {got}: {advice}")
 
 
+_NO_KEYS = (str, bytes, Event, Mapping)
+"""What can be iterated, and is a mistake as keys."""
+
+
 def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
     """The keys that a task declares for an event; None for all of them.
 
@@ -101,29 +105,32 @@ def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
     declare = getattr(type(task), "keys", None)
     if declare is None:
         return None
+    found: Any
     try:
         found = declare(task, event)
         if found is ALL:
             return None
-        if isinstance(found, types.GeneratorType):
-            found = tuple(typing.cast("Iterable[Any]", found))
+        if found.__class__ is not tuple and isinstance(found, Iterable) and not isinstance(found, _NO_KEYS):
+            found = tuple(typing.cast("Iterable[Any]", found))  # here: a generator, or a map, may raise yet
     except (TaskFault, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - user code, and as with handle it stops nothing else
         _warn_of_keys(task, error)
         return None
-    if found.__class__ is not tuple and (
-        issubclass(found.__class__, (str, bytes, Event, Mapping)) or not isinstance(found, Iterable)
-    ):
+    if found.__class__ is not tuple:
         raise TaskFault(
             f"{task.name}.keys returned {found!r}: it returns an iterable of cell keys (a tuple like `({found!r},)`)"
             f" or ALL"
         )
-    keys = typing.cast("Iterable[Hashable]", found)
     try:
-        return frozenset(keys)
+        return frozenset(typing.cast("tuple[Hashable, ...]", found))
     except TypeError as error:
         raise TaskFault(f"{task.name}.keys returned {found!r}, which are no keys: {error}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a key's own hash
+        _warn_of_keys(task, error)
+        return None
 
 
 def _warn_of_keys(task: Task[Any], error: BaseException) -> None:

@@ -14,6 +14,7 @@ wherever a call may have to be undone; `engine/overlay.py` has the fast one with
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import types
 import typing
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overloa
 
 import msgspec
 
-from secondpass.codec import Codec, codec_for, is_struct, ordered, pack, plain
+from secondpass.codec import Codec, codec_for, is_numpy, is_struct, ordered, pack, plain
 from secondpass.errors import DefinitionError, TaskFault
 from secondpass.event import UntypedEvent, event_types, owned
 
@@ -90,6 +91,7 @@ class TableSpec:
         self.ttl_s = ttl_s
         _refuse_key_type(self.key.name, self.key.type)
         self.float_keys = _holds_float(self.key.type)
+        self._plain_keys = tuple(kind for kind in (int, float, str) if kind in (self.key.quick or ()))
         self._factory: Callable[[], Any] | None = factory
         self._default = default
         if default is not MISSING and factory is not None:
@@ -143,6 +145,13 @@ class TableSpec:
         """The key under which `cells` hold what this one finds: 1.0 finds the cell 1, whose bytes are others."""
         if self.key.exact(key) and not (self.float_keys and has_odd_float(key)):
             return key
+        if isinstance(key, (str, int, float)) or is_numpy(key, "number"):
+            # Without a look at all cells: there is one number, or string, of the declared type that equals it.
+            for kind in self._plain_keys:
+                with contextlib.suppress(TypeError, ValueError, OverflowError):
+                    own: Any = kind(key)
+                    if own == key and not (self.float_keys and has_odd_float(own)):
+                        return own
         return next((k for k in cells if k == key), key)
 
     def rest(self, key: Any, value: Any) -> Any:

@@ -382,6 +382,25 @@ class Owned(Task[Reading | Alert]):
         return event.to(Alert, level=float(len(self.names[str(k)])))
 
 
+class Seldom(Task):
+    """Touches all of its state at some events, and none of it at most."""
+
+    every: int = 3
+    total = value(int, 0)
+    seen = table(int, int, default=0)
+
+    def keys(self, event):
+        return ALL if number(event) % self.every == 0 else ()
+
+    def handle(self, event):
+        n, k = number(event), key(event)
+        if n % self.every:
+            return event
+        self.total += 1
+        self.seen[k] += self.total
+        return Alert(n=n, k=k, about=(self.total, *self.seen.items()))
+
+
 class Place(Task):
     """What a call may ask for: time, position, random numbers."""
 
@@ -506,6 +525,7 @@ BLOCKS: list[Any] = [
     Survey,
     Near,
     Owned,
+    Seldom,
     Place,
     Plain,
     Score,

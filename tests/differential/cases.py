@@ -149,6 +149,8 @@ def _task(rng: random.Random, index: int, kinds: Sequence[Any]) -> TaskSpec:
         settings |= {"every": rng.choice([1, 2, 5, 19]), "after": rng.choice([0, 0, 10, 25])}
     elif kind is blocks.Near:
         settings |= {"every": rng.choice([0, 5, 11]), "ttl_s": rng.choice([0.1, 1, 300])}
+    elif kind is blocks.Seldom:
+        settings["every"] = rng.choice([1, 2, 3, 5])
     elif kind is blocks.Owned:
         settings["spread"] = rng.choice([2, 3, 5])
     elif kind is blocks.Silent:

@@ -28,6 +28,11 @@ class Colour(enum.Enum):
     RED = "red"
 
 
+class Rash:
+    def __hash__(self) -> int:
+        raise LookupError("no hash today")
+
+
 def _local(n: int) -> Any:
     class Local:
         pass
@@ -45,6 +50,8 @@ KEYS: dict[str, Callable[[int], Iterable[Any]]] = {
     "a module": lambda n: (n % 7, math),
     "what only this process has": lambda n: (n % 7, _local(n)),
     "a lone surrogate": lambda n: (n % 7, "\udcff"),
+    "a map that raises": lambda n: map((0, n % 7).__getitem__, range(3 if n % 4 == 0 else 2)),
+    "what cannot be hashed by chance": lambda n: (n % 7, Rash()) if n % 4 == 0 else (n % 7,),
     "all, or pairs": lambda n: ALL if n % 5 == 0 else ((n, "x"), n % 7),
 }
 
@@ -61,6 +68,37 @@ class Counts(Task[Seen]):
     def handle(self, event: Seen) -> Seen:
         self.counted[event.n % 7] += 1
         return event.replace(time=float(self.counted[event.n % 7]))
+
+
+class Equal(Task[Seen]):
+    """Finds the cell of a whole number by the float that equals it."""
+
+    counted = table(int, int, default=0)
+
+    def keys(self, event: Seen) -> tuple[Any, ...]:
+        return (float(event.n % 3),)
+
+    def handle(self, event: Seen) -> Seen:
+        key: Any = float(event.n % 3)
+        self.counted[key if key in self.counted else event.n % 3] += 1
+        return event.replace(time=float(self.counted[event.n % 3]))
+
+
+class Seldom(Task[Seen]):
+    """Touches all of its state at some events, and none of it at the others."""
+
+    total = value(int, 0)
+    counted = table(int, int, default=0)
+
+    def keys(self, event: Seen) -> Any:
+        return () if event.n % 2 else ALL
+
+    def handle(self, event: Seen) -> Seen:
+        if event.n % 2:
+            return event
+        self.total += 1
+        self.counted[event.n % 7] += self.total
+        return event.replace(time=float(self.total * 1000 + self.counted[event.n % 7]))
 
 
 class Named(Task[Seen]):

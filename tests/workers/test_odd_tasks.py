@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from odd_tasks import KEYS, Counts, Last, Named, Odd, Seen, Undeclared
+from odd_tasks import KEYS, Counts, Equal, Last, Named, Odd, Seen, Seldom, Undeclared
 
 from secondpass import App, Task, reference
 from secondpass.errors import TaskFault
@@ -45,9 +45,23 @@ def expected(task: Task[Any]) -> tuple[list[Any], list[tuple[int, str, str]], di
 
 
 @PLACES
-@pytest.mark.parametrize("task", [*(Counts(kind=kind) for kind in KEYS), Named(), Last()], ids=str)
+@pytest.mark.parametrize(
+    "task", [*(Counts(kind=kind) for kind in KEYS), Named(), Last(), Equal(), Seldom()], ids=str
+)
 def test_keys_may_name_too_much_whatever_they_are(tmp_path: Path, task: Task[Any], place: str) -> None:
     assert run(tmp_path / "store", task, place) == expected(task)
+
+
+def test_one_event_after_the_other_finds_what_the_last_one_with_all_cells_left(tmp_path: Path) -> None:
+    """On one worker, which is given those without keys in between."""
+    found: list[Any] = []
+    app = App("odd", source=EVENTS, tasks=[Seldom().options(place="workers")], sink=found.append)
+
+    def ending_with_one_that_has_all(hub: Any) -> None:
+        hub.pacer.limit = lambda: 2 if hub.store.progress.position else 1
+
+    app.run(store=tmp_path / "store", workers=1, on_start=ending_with_one_that_has_all)
+    assert found == expected(Seldom())[0]
 
 
 @PLACES

@@ -81,7 +81,10 @@ class Chain:
         if any(place for _, place in places):
             try:
                 parts, events, where = self._flow(epoch, places, careful)
-            except Again:
+            except (Again, Cut):
+                if careful:
+                    raise
+                # Where the app is to stop, too: what a task before it has done wrong at the same event shows only so.
                 self.discard()
                 parts, events, where = self._flow(epoch, places, True)
         else:

@@ -127,7 +127,7 @@ class Comparison:
 
     def _list_changes(self, before: list[dict[str, Any]]) -> None:
         new = {d["name"]: d for d in self.new}
-        old = {self.renamed.get(d["name"], d["name"]): d for d in before}
+        old = {self.renamed.get(str(d["name"]), str(d["name"])): d for d in before}
         self.changes += [
             f"task {found['name']} is called {name} now"
             for name, found in old.items()

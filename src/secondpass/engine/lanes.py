@@ -327,8 +327,10 @@ class WorkerLane(Lane):
                 **stage.values_after,
                 **{name: bytes(rest) for name, rest in values.items()},
             }
-        if not sent.whole:
-            stage.home = None  # whoever had all cells has them no more as they are
+        if not sent.whole and any(map(self.order.keys.__getitem__, sent.nodes)):
+            # Whoever had all cells has them no more as they are. (Events without keys touch none, and come home also
+            # while those that have all are on their way.)
+            stage.home = None
         self.order.done(sent.nodes)
         self.gauge.busy_s += answer.seconds
         stage.busy_s += answer.seconds

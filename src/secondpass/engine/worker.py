@@ -104,6 +104,7 @@ class _Runner:
         self._step = Step(task, {}, {})
         self._task = self._step.task
         shape = type(task)._shape
+        self._specs = shape.tables
         self._codecs = {n: CellCodec.of(spec) for n, spec in shape.tables.items()}
         self._whole: dict[str, dict[Any, Any]] = {}
         self._last: dict[str, dict[Any, Any]] = {}
@@ -117,10 +118,10 @@ class _Runner:
         step = self._step
         for name, table in step.tables.items():
             table._cells = Layered(cells[name], deltas[name])
-        if bundle.mode != KEPT:
-            self._values = values_of(bundle.values, beside)
+        # One with keys sees no values, and leaves alone what the next one goes on with that has all.
+        rests = self._values if bundle.mode == KEPT else values_of(bundle.values, beside)
         step.values.clear()
-        step.values.rests = dict(self._values)
+        step.values.rests = dict(rests)
         events = decode_events(bundle.events, beside)
         keys = decode_keys(bundle.keys) if keyed and type(self._task)._shape.stateful else None
         became, more = bytearray(len(events)), list[More]()
@@ -131,9 +132,7 @@ class _Runner:
             for n, d in deltas.items()
             if d
         }
-        values = values_beside(
-            {n: rest for n, rest in step.values.rests.items() if self._values.get(n) != rest}
-        )
+        values = values_beside({n: rest for n, rest in step.values.rests.items() if rests.get(n) != rest})
         self._remember(cells, deltas, keys)
         seconds = time.perf_counter() - began
         return parcel((bundle.number, seconds, became, more, changed, values))
@@ -164,9 +163,12 @@ class _Runner:
         if keys is not None:
             touched = frozenset[Any]().union(*keys)
             for name, base in cells.items():
-                layered = Layered(base, deltas[name])
-                found = {key: layered.get(key, _NONE) for key in touched}
-                self._last[name] = {key: entry for key, entry in found.items() if entry is not _NONE}
+                layered, spec = Layered(base, deltas[name]), self._specs[name]
+                kept = self._last[name] = {}
+                for key in touched:
+                    entry = layered.get(key, _NONE)
+                    if entry is not _NONE:
+                        kept[spec.own_key(key, (*deltas[name].changed, *base))] = entry
             return
         for name, delta in deltas.items():
             cells[name].update(delta.changed)
