@@ -110,14 +110,14 @@ def keys_of(task: Task[Any], event: Any) -> frozenset[Any] | None:
         found = declare(task, event)
         if found is ALL:
             return None
-        if found.__class__ is not tuple and isinstance(found, Iterable) and not isinstance(found, _NO_KEYS):
+        if not isinstance(found, (tuple, *_NO_KEYS)) and isinstance(found, Iterable):
             found = tuple(typing.cast("Iterable[Any]", found))  # here: a generator, or a map, may raise yet
     except (TaskFault, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - user code, and as with handle it stops nothing else
         _warn_of_keys(task, error)
         return None
-    if found.__class__ is not tuple:
+    if not isinstance(found, tuple):
         raise TaskFault(
             f"{task.name}.keys returned {found!r}: it returns an iterable of cell keys (a tuple like `({found!r},)`)"
             f" or ALL"
