@@ -182,7 +182,9 @@ def said_by(error: BaseException) -> str:
     """What an error says, in text that can be stored, whatever it is made of."""
     try:
         return storable(str(error))
-    except Exception as failure:  # noqa: BLE001 - user code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:  # noqa: BLE001 - user code
         return f"(its text raised {type(failure).__name__})"
 
 

@@ -1,7 +1,9 @@
 """`secondpass run`: its options, its summary, its JSON."""
 
 import json
+import os
 import re
+import signal
 
 import pytest
 
@@ -314,3 +316,66 @@ app = App("prints", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Prints().o
     assert command("run", "prints.py", "-q").code == 0
     assert [event["cid"] for event in project.output()] == list(range(1, 200))
     assert command("dead-letters", "list", "prints.py", "--json").document(LetterList).count == 1
+
+
+FORKS = """
+import os, signal, time
+
+class Forks(Task[Seen]):
+    def handle(self, event: Seen) -> Seen:
+        if event.cid == 1:
+            child = os.fork()
+            if child == 0:
+                os.closerange(0, 3)
+                time.sleep(60)
+                os._exit(0)
+            (HERE / f"child-{event.time:g}").write_text(str(child))
+        if event.cid == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return event
+
+
+app = App("forks", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Forks().options(place="inline")],
+          sink=JsonLines(HERE / "out.jsonl"))
+"""
+
+
+@pytest.mark.parametrize("last", [3, 2])
+def test_a_child_that_a_task_has_forked_does_not_keep_the_store(project, last: int) -> None:
+    """Whether the run ended well, or was killed while the child lives on."""
+    project.write("forks.py", FORKS)
+    project.seen(1, last)
+    try:
+        code = project.run("run", "forks.py", "-q", "--workers", "0").code
+        assert code == (0 if last == 3 else -signal.SIGKILL)
+        project.write("forks.py", FORKS.replace("event.cid == 1", "event.cid == 7").replace("== 2:", "== 7:"))
+        done = project.run("run", "forks.py", "-q", "--workers", "0")
+        assert done.code == 0, done.err
+        assert [event["cid"] for event in project.output()] == [1, last]
+    finally:
+        for file in project.folder.glob("child-*"):
+            os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("place", ["inline", "workers"])
+def test_an_error_that_stops_an_app_stops_it_wherever_a_task_raises_it(project, place: str) -> None:
+    project.write(
+        "stops.py",
+        """
+from secondpass.errors import TaskStopped
+
+class Stops(Task[Seen]):
+    def handle(self, event: Seen) -> Seen:
+        if event.cid == 3:
+            raise TaskStopped("three")
+        return event
+
+
+app = App("stops", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Stops().options(place=PLACE)],
+          sink=JsonLines(HERE / "out.jsonl"))
+""".replace("PLACE", repr(place)),
+    )
+    project.seen(1, 2, 3, 4)
+    done = project.run("run", "stops.py", "-q", "--workers", "2")
+    assert (done.code, [event["cid"] for event in project.output()]) == (3, [1, 2]), done.err
+    assert "three\n  at task Stops, position 2" in done.err

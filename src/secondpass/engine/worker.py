@@ -40,7 +40,7 @@ from secondpass.engine.bundle import (
 from secondpass.engine.executor import BETWEEN, DECODING, SETTING_UP, Parcel
 from secondpass.engine.overlay import Delta, Layered
 from secondpass.engine.stage import no_moment
-from secondpass.errors import TaskFault
+from secondpass.errors import TaskError
 from secondpass.failpoints import failpoint
 from secondpass.lookups import Contents, specs_of
 from secondpass.record import error_text, said_by, storable, trace_text
@@ -230,7 +230,7 @@ class _Runner:
                 os._exit(OUT_OF_MEMORY)
             except CAUGHT as error:
                 became[i] = MORE
-                fault = isinstance(error, TaskFault)
+                fault = isinstance(error, TaskError)
                 text = said_by(error) if fault else error_text(error)
                 more.append(More(error=(fault, text, trace_text(error))))
                 continue

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class StoreLock:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE
-        self._fd = -1
+        self._fd, self._owner = -1, 0
 
     def acquire(self, *, take_over: bool = False) -> None:
         """Take the lock; raises `StoreLocked`, naming the holder, when another process has it."""
@@ -55,14 +56,33 @@ class StoreLock:
         except BaseException:
             os.close(fd)
             raise
-        self._fd = fd
+        self._fd, self._owner = fd, os.getpid()
+        _held.add(self)
         failpoint("lock.after")
 
     def release(self) -> None:
         """Let the store go."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            if self._owner == os.getpid():
+                fcntl.flock(self._fd, fcntl.LOCK_UN)  # a child that a task has forked has it open as well
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close the file, as a forked child does: the lock is its parent's."""
+        _held.discard(self)
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+
+_held: weakref.WeakSet[StoreLock] = weakref.WeakSet()
+
+
+def _let_go_of_all() -> None:
+    for lock in list(_held):
+        lock.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_of_all)
 
 
 def holder_of(directory: Path) -> dict[str, Any] | None:
