@@ -8,6 +8,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from secondpass.amounts import Keep
+from secondpass.definition import refuse_what_cannot_handle
 from secondpass.errors import DefinitionError, SettingsError
 from secondpass.feeder import Feeder
 from secondpass.lookups import Loaded, specs_of
@@ -391,6 +392,7 @@ def _lookup_source(name: str, found: Any) -> Any:
 def as_task(found: Any) -> Task[Any]:
     """A task of a chain, from what a user puts there; raises `DefinitionError` for what is none."""
     if isinstance(found, Task):
+        refuse_what_cannot_handle(type(cast("Task[Any]", found)), Task)
         return cast("Task[Any]", found)
     if is_task_class(found):
         raise DefinitionError(f"tasks=[{found.__name__}]: pass an object, {found.__name__}()")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from secondpass.task import Task
 
 _DECLARED = (TableSpec, ValueSpec, OutputSpec, TimerSpec, LookupSpec)
-_COROUTINE, _ASYNC_GENERATOR = 0x80, 0x200  # CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`
+_VARARGS, _COROUTINE, _ASYNC_GENERATOR = 0x04, 0x80, 0x200  # CO_VARARGS and so on of `inspect`
 _MUTABLE = (list, dict, set, bytearray, collections.deque)
 
 
@@ -114,6 +114,34 @@ def define(cls: type[Task[Any]], top: type[Task[Any]]) -> None:
             (cls._event_type,) = typing.get_args(base) or (None,)
     event_types(cls._event_type)
     cls._shape = shape
+
+
+def refuse_what_cannot_handle(cls: type[Task[Any]], top: type[Task[Any]]) -> None:
+    """Raise `DefinitionError` for a task class without a `handle` that takes one event; `top` is `Task`."""
+    batch: Any = getattr(cls, "handle_batch", None)
+    if batch is not None:
+        if not takes(batch, 2):
+            raise DefinitionError(f"{cls.__name__}.handle_batch is called with a list: write (self, events)")
+    elif cls.handle is top.handle:
+        from difflib import get_close_matches  # only where something is wrong
+
+        meant = get_close_matches("handle", [name for name in vars(cls) if not name.startswith("_")], 1)
+        raise DefinitionError(
+            f"{cls.__name__} has neither handle nor handle_batch{f' (is {meant[0]} a misspelling?)' if meant else ''}: "
+            f"write `def handle(self, event)`, which returns the event to pass it on"
+        )
+    elif not takes(cls.handle, 2):
+        raise DefinitionError(f"{cls.__name__}.handle is called with one event: write (self, event)")
+
+
+def takes(function: Any, count: int) -> bool:
+    """Whether a function can be called with so many arguments, told from its code; what has none can."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return True
+    needed = code.co_argcount - len(function.__defaults__ or ())
+    by_name = code.co_kwonlyargcount - len(function.__kwdefaults__ or {})
+    return not by_name and needed <= count and (count <= code.co_argcount or bool(code.co_flags & _VARARGS))
 
 
 def is_async(function: Any) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 
 from secondpass import codec
 from secondpass.binding import attach, look_into, stand_alone
-from secondpass.definition import Shape, define, is_async
+from secondpass.definition import Shape, define, is_async, takes
 from secondpass.errors import DefinitionError, SettingsError, TaskFault
 from secondpass.event import ReadOnlyDict, check_event_type, event_types, freeze
 from secondpass.lookups import Contents, contents_of
@@ -326,6 +326,9 @@ def from_function(function: Callable[[Any], Any]) -> FunctionTask:
     """The task that a plain function is; it handles the events its first parameter is annotated with."""
     if is_async(function):
         raise DefinitionError(f"{function.__name__} is async; write a plain function")
+    bound = 0 if getattr(function, "__self__", None) is None else 1
+    if not takes(function, 1 + bound):
+        raise DefinitionError(f"{function.__name__} is called with one event: write (event)")
     task = FunctionTask(function=function).options(name=getattr(function, "__name__", "function"))
     try:
         hints = typing.get_type_hints(function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import datetime
+import functools
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, NewType
@@ -140,6 +141,9 @@ def test_time_to_live_names_a_setting_that_holds_seconds() -> None:
 def test_apps_that_cannot_work_are_refused_naming_the_way_out() -> None:
     class One(Task):
         pages = output()
+
+        def handle(self, event):
+            return event
 
     with pytest.raises(
         DefinitionError, match=r"two tasks are called 'One'; name one of them: .*options\(name="
@@ -564,3 +568,67 @@ def test_a_new_type_is_the_type_that_it_stands_for(agree: Any) -> None:
     assert found == {"last": {1: 1.0, 2: 2.0}, "pairs": {(1, "a"): [1.0], (2, "a"): [2.0]}}
     with pytest.raises(DefinitionError, match="1 is an int"):
         table(Camera, Seconds, default=1)
+
+
+def _misspelt() -> Any:
+    class Misspelt(Task[Seen]):
+        def handel(self, event):
+            return event
+
+    return Misspelt()
+
+
+def _no_self() -> Any:
+    class NoSelf(Task[Seen]):
+        def handle(event):  # noqa: N805
+            return event
+
+    return NoSelf()
+
+
+def _one_more() -> Any:
+    class OneMore(Task[Seen]):
+        def handle(self, event, extra):
+            return event
+
+    return OneMore()
+
+
+def _by_name() -> Any:
+    class ByName(Task[Seen]):
+        def handle_batch(self, events, *, how):
+            return events
+
+    return ByName()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            _misspelt,
+            r"Misspelt has neither handle nor handle_batch \(is handel a misspelling\?\): write `def handle",
+        ),
+        (_no_self, r"NoSelf\.handle is called with one event: write \(self, event\)"),
+        (_one_more, r"OneMore\.handle is called with one event"),
+        (_by_name, r"ByName\.handle_batch is called with a list"),
+        (lambda: lambda: None, r"<lambda> is called with one event: write \(event\)"),
+        (lambda: lambda event, extra: event, r"<lambda> is called with one event"),
+    ],
+)
+def test_what_cannot_be_called_with_an_event_is_refused_at_once(make: Any, said: str) -> None:
+    with pytest.raises(DefinitionError, match=said):
+        App("a", source=[], tasks=[make()])
+
+
+def test_what_can_be_called_with_an_event_is_a_task_whatever_else_it_takes() -> None:
+    class More(Task[Seen]):
+        def handle(self, event, extra=None, *others, by_name=0, **rest):
+            return event
+
+    class Wrapped(Task[Seen]):
+        @functools.wraps(More.handle)
+        def handle(self, *given):
+            return given[0]
+
+    App("a", source=[], tasks=[More(), Wrapped(), lambda event, extra=1: event, functools.partial(max, 1)])
