@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import EllipsisType
@@ -102,6 +103,7 @@ class App:
         self.sinks: dict[str, Any] = {} if sink is None else {MAIN: sink}
         self.sinks.update(sinks or {})
         self._check_sinks()
+        self._check_files()
         self.workers = checked_workers(workers)
         self.timetables = tuple(timetables)
         self.ticks = ticks
@@ -297,6 +299,24 @@ class App:
                         f"{task.name}: an output cannot be called {taken!r}; choose another name"
                     )
 
+    def _check_files(self) -> None:
+        """Each output has a file of its own, which the app does not read: it would eat what it puts out, for ever."""
+        read = {_file_of(source) for source in self.sources}
+        written: dict[str, str] = {}
+        for name, sink in self.sinks.items():
+            file = _file_of(sink)
+            if file is None:
+                continue
+            if file in read:
+                raise DefinitionError(
+                    f"{sink.path} is what the app reads and where its output {name} goes: give the output another file"
+                )
+            if file in written:
+                raise DefinitionError(
+                    f"{written[file]} and {name} both go to {sink.path}: give each a file of its own"
+                )
+            written[file] = name
+
     def _check_timetables(self) -> None:
         names = [task.name for task in self.tasks]
         for i, table in enumerate(self.timetables):
@@ -410,6 +430,14 @@ def _refuse_twins(tasks: Iterable[Task[Any]]) -> None:
                 f".options(name='...')"
             )
         seen.add(task.name)
+
+
+def _file_of(connector: Any) -> str | None:
+    """The file that a connector reads or writes, under its one true name; None where it is none."""
+    path = getattr(connector, "path", None)
+    if not isinstance(path, (str, os.PathLike)) or path == "-":
+        return None
+    return os.path.realpath(cast("str | os.PathLike[str]", path))
 
 
 def _script_of(module: dict[str, Any]) -> str | None:

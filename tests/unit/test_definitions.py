@@ -8,6 +8,7 @@ import datetime
 import functools
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, NewType
 
 import msgspec
@@ -16,6 +17,7 @@ import pytest
 
 from secondpass import ALL, App, Event, Task, UntypedEvent, output, table, value
 from secondpass.calls import keys_of
+from secondpass.connectors import Csv, JsonLines, Ordered
 from secondpass.errors import DefinitionError, SettingsError, TaskFault
 from secondpass.event import owned, untyped
 
@@ -165,6 +167,33 @@ class Plain(Task[Seen]):
     names: tuple[str, ...] = ()
     known: frozenset[int] = frozenset()
     limits: Mapping[str, int]
+
+
+def test_no_output_goes_to_a_file_that_the_app_reads_or_that_another_goes_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tells(Task):
+        calls = output()
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").touch()
+    (tmp_path / "linked.jsonl").symlink_to("in.jsonl")
+    read = JsonLines("in.jsonl")
+    for source, same in (
+        (read, "in.jsonl"),
+        (read, "linked.jsonl"),
+        (Ordered(read, lateness_s=1.0), f"{tmp_path}/in.jsonl"),
+    ):
+        with pytest.raises(
+            DefinitionError, match=f"{same} is what the app reads and where its output main goes"
+        ):
+            App("a", source=source, sink=JsonLines(same))
+    with pytest.raises(
+        DefinitionError, match=r"main and calls both go to \./x\.csv: give each a file of its own"
+    ):
+        App("a", source=read, tasks=[Tells()], sink=JsonLines("x.csv"), sinks={"calls": Csv("./x.csv")})
+    both = JsonLines("-")
+    App("a", source=both, tasks=[Tells()], sink=both, sinks={"calls": both})
 
 
 def test_settings_are_converted_immutable_and_keyword_only() -> None:

@@ -60,6 +60,7 @@ class Ordered:
                 raise DefinitionError(f"Ordered({name}={given!r}): write a number of seconds")
         self._inner: Source = as_source(source)
         self.name = self._inner.name
+        self.path: Any = getattr(self._inner, "path", None)
         self.type: Any = self._inner.type
         self.following = self._inner.following
         self.lateness_s = float(lateness_s)
