@@ -29,8 +29,9 @@ from secondpass.demo.roadside_app import (
 from secondpass.demo.run import score_directory
 from secondpass.demo.scoring import PAGED_S, Score, score
 from secondpass.demo.simulation import CAMERAS, WESTBOUND, Simulation, Truth
-from secondpass.errors import SettingsError
+from secondpass.errors import SettingsError, StoreLocked
 from secondpass.loading import load
+from secondpass.store.lock import StoreLock
 
 
 def detections(*seen: tuple[int, float]) -> list[Detection]:
@@ -245,6 +246,28 @@ def test_detections_of_someone_else_are_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is not the demo's; choose an empty directory"):
         run_demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["detections.jsonl"]
+
+
+def test_a_directory_that_cannot_be_written_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file" / "demo", Path("/proc/demo")):
+        with pytest.raises(
+            SettingsError, match=f"cannot write {directory}: .*; name another directory: secondpass demo"
+        ):
+            run_demo(directory, hours=0.1)
+
+
+def test_the_input_of_an_app_that_runs_is_left_as_it_is(tmp_path: Path) -> None:
+    run_demo(tmp_path, hours=0.1)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    lock = StoreLock(tmp_path / ".secondpass" / "roadside")
+    lock.acquire()
+    try:
+        with pytest.raises(StoreLocked, match="is in use by"):
+            run_demo(tmp_path, hours=0.1, seed=8)
+    finally:
+        lock.release()
+    assert {path: path.read_bytes() for path in files} == files
 
 
 def test_no_time_is_no_demo(tmp_path: Path) -> None:

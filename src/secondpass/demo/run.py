@@ -12,7 +12,8 @@ DIRECTORY/
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from secondpass.demo.roadside_app import Detection, Page
 from secondpass.demo.scoring import PAGED_S, Score, score
 from secondpass.demo.simulation import Truth, simulate
 from secondpass.errors import SettingsError
+from secondpass.store.lock import StoreLock
 
 T = TypeVar("T")
 
@@ -44,17 +46,23 @@ def run_demo(
     """Simulate a day on a motorway in `directory`, run the app over it, and say how good it was.
 
     `hours` (about 11,000 detections each) and `limit` (detections at most) make it shorter or longer.
-    Running it again starts over. Raises `SettingsError` for a directory that holds other detections.
+    Running it again starts over. Raises `SettingsError` for a directory that holds other detections or cannot be
+    written, and `StoreLocked` where an app runs over its store.
     """
     if hours <= 0:
         raise SettingsError(f"hours={hours:g}: simulate some time, for example hours=1")
     directory = directory.resolve()
-    if (directory / "detections.jsonl").exists() and not (directory / "truth.jsonl").exists():
-        raise SettingsError(f"{directory}/detections.jsonl is not the demo's; choose an empty directory")
+    app = roadside_app.make_app(directory)
+    store = directory / ".secondpass" / app.name
+    with _written_to(directory):
+        if (directory / "detections.jsonl").exists() and not (directory / "truth.jsonl").exists():
+            raise SettingsError(f"{directory}/detections.jsonl is not the demo's; choose an empty directory")
+        directory.mkdir(parents=True, exist_ok=True)
     tell = progress or _silent
     tell("simulate", 0, 1)
     simulation = simulate(seed, hours=hours, limit=limit)
-    write_inputs(directory, simulation.detections, simulation.truth)
+    with _written_to(directory), _at_rest(store):
+        write_inputs(directory, simulation.detections, simulation.truth)
     tell("simulate", 1, 1)
     total = len(simulation.detections)
     tell("run", 0, total)
@@ -62,8 +70,7 @@ def run_demo(
     def on_epoch(hub: Any) -> None:
         tell("run", hub.summary.events_in, total)
 
-    app = roadside_app.make_app(directory)
-    summary = app.run(store=directory / ".secondpass" / app.name, fresh=True, on_epoch=on_epoch)
+    summary = app.run(store=store, fresh=True, on_epoch=on_epoch)
     incidents, pages = score_directory(directory)
     return DemoReport(
         directory=_shown(directory),
@@ -86,9 +93,34 @@ def _silent(_what: str, _done: int, _total: int) -> None:
     """Progress that nobody watches."""
 
 
+@contextmanager
+def _written_to(directory: Path) -> Generator[None]:
+    """Say what keeps the directory from being written."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"cannot write {_shown(directory)}: {error.strerror or error}; name another directory: "
+            f"secondpass demo DIRECTORY"
+        ) from error
+
+
+@contextmanager
+def _at_rest(store: Path) -> Generator[None]:
+    """Hold the store, so that no app runs whose input is taken away; raises `StoreLocked` where one does."""
+    if not store.is_dir():
+        yield
+        return
+    lock = StoreLock(store)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_inputs(directory: Path, detections: Sequence[Detection], truth: Sequence[Truth]) -> None:
     """Start over: what the app reads, what really happened, and the app itself unless it is there, changed."""
-    directory.mkdir(parents=True, exist_ok=True)
     for name in OUTPUTS:
         (directory / name).unlink(missing_ok=True)
     encoder = msgspec.json.Encoder()
