@@ -237,8 +237,13 @@ def test_a_changed_app_in_the_directory_is_left_as_it_is(tmp_path: Path) -> None
     copy = tmp_path / "roadside_app.py"
     assert copy.read_text() == Path(roadside_app.__file__).read_text()
     copy.write_text("changed = True\n")
-    run_demo(tmp_path, hours=0.4, limit=500)
+    report = run_demo(tmp_path, hours=0.4, limit=500)
     assert copy.read_text() == "changed = True\n"
+    text = shown(report, 200)
+    assert f"the demo's own app. {tmp_path}/roadside_app.py has been changed and has not run" in text
+    assert f"run {tmp_path}/roadside_app.py --fresh" in text
+    assert f"-m secondpass.demo {tmp_path}" in text
+    assert "The app is" not in text
 
 
 def test_detections_of_someone_else_are_not_overwritten(tmp_path: Path) -> None:
@@ -293,6 +298,13 @@ def shown(report: DemoReport, width: int) -> str:
     return text.getvalue()
 
 
+@pytest.fixture
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs of this environment are found by name."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+
+
+@pytest.mark.usefixtures("on_path")
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_report_shows_every_number_and_what_to_do_next(demo: tuple[Path, DemoReport], width: int) -> None:
     directory, report = demo
@@ -307,6 +319,20 @@ def test_the_report_shows_every_number_and_what_to_do_next(demo: tuple[Path, Dem
     assert "…" not in text
 
 
+def test_the_hints_name_programs_that_no_path_leads_to(
+    demo: tuple[Path, DemoReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python3"))
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    assert f" {tmp_path}/venv/bin/python3 -m secondpass run " in shown(demo[1], 80)
+    (tmp_path / "venv" / "bin" / "secondpass").touch()
+    monkeypatch.chdir(tmp_path)
+    assert " venv/bin/secondpass run " in shown(demo[1], 80)
+    assert " venv/bin/python3 -m secondpass.demo " in shown(demo[1], 80)
+
+
+@pytest.mark.usefixtures("on_path")
 def test_a_directory_named_like_markup_is_shown_as_it_is(demo: tuple[Path, DemoReport]) -> None:
     report = msgspec.structs.replace(demo[1], directory="[bold]demo")
     assert "secondpass run [bold]demo/roadside_app.py" in shown(report, 80)

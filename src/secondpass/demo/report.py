@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -38,6 +42,8 @@ class DemoReport(msgspec.Struct, frozen=True):
     tasks: tuple[TaskRow, ...]
     incidents: Score
     pages: Score
+    edited: bool = False
+    """Whether the app in the directory is another than the demo's own, which has run."""
 
 
 def as_json(report: DemoReport) -> dict[str, Any]:
@@ -111,13 +117,44 @@ def _hints(report: DemoReport, console: Console) -> None:
     from rich.markup import escape
 
     folder = escape(report.directory)
-    for line in (
+    run = f"      {escape(_program())} run {folder}/roadside_app.py --fresh"
+    compare = f"      {escape(_python())} -m secondpass.demo {folder}"
+    edited = (
+        f"These are the figures of the demo's own app. [bold]{folder}/roadside_app.py[/bold] has been changed and has not run.",
+        "To run it, and to compare what it finds with what really happened:",
+        run,
+        compare,
+    )
+    own = (
         f"The app is [bold]{folder}/roadside_app.py[/bold], a hundred lines. What to try next:",
         "  - Run it, end it with Ctrl-C or kill -9, and run it again without --fresh: the outputs are the same.",
-        f"      secondpass run {folder}/roadside_app.py --fresh",
+        run,
         "  - Let ConfirmByRepetition ask for 3 reports, or put SuppressNeighbours first, and run it with --fresh;",
         "    then compare again with what really happened.",
-        f"      python -m secondpass.demo {folder}",
+        compare,
         f"  - Append a line to {folder}/detections.jsonl and run it without --fresh: it goes on where it was.",
-    ):
+    )
+    for line in edited if report.edited else own:
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def _program() -> str:
+    """How `secondpass` is called here: `make demo` installs it where no PATH leads."""
+    if shutil.which("secondpass"):
+        return "secondpass"
+    beside = Path(sys.executable).with_name("secondpass")
+    return _typed(beside) if beside.is_file() else f"{_python()} -m secondpass"
+
+
+def _python() -> str:
+    """How the Python that runs this is called here."""
+    found = shutil.which("python")
+    # Not resolved: the Python of a virtual environment is a link to the one that lacks our packages.
+    is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
+    return "python" if is_ours else _typed(Path(sys.executable))
+
+
+def _typed(program: Path) -> str:
+    """A program's path as one would type it here: relative where it lies below."""
+    here = Path.cwd()
+    return shlex.quote(str(program.relative_to(here) if program.is_relative_to(here) else program))

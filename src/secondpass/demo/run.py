@@ -29,6 +29,7 @@ from secondpass.store.lock import StoreLock
 
 T = TypeVar("T")
 
+APP = "roadside_app.py"
 OUTPUTS = ("incidents.jsonl", "pages.jsonl")
 
 Progress = Callable[[str, int, int], None]
@@ -86,6 +87,7 @@ def run_demo(
         ),
         incidents=incidents,
         pages=pages,
+        edited=(directory / APP).read_bytes() != Path(roadside_app.__file__).read_bytes(),
     )
 
 
@@ -126,7 +128,7 @@ def write_inputs(directory: Path, detections: Sequence[Detection], truth: Sequen
     encoder = msgspec.json.Encoder()
     (directory / "truth.jsonl").write_bytes(encoder.encode_lines(truth))
     (directory / "detections.jsonl").write_bytes(encoder.encode_lines(detections))
-    copy = directory / "roadside_app.py"
+    copy = directory / APP
     if not copy.exists():
         shutil.copyfile(roadside_app.__file__, copy)
 
