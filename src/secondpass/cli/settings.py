@@ -36,15 +36,31 @@ def settings_in(words: tuple[str, ...]) -> tuple[str | None, str, dict[str, Any]
         settings[parts["name"]] = _parsed(parts["value"])
         names += [parts["task"]] if parts["task"] else []
     if not settings:
-        raise click.UsageError(f"say which setting, and its value: {rest[-1]}.SETTING=VALUE")
-    if len(names) != len(settings) and not (not names and rest):
-        raise click.UsageError("say whose setting it is: NAME.SETTING=VALUE")
+        raise click.UsageError(_without_equals(rest))
+    has_task = not names and rest and not (len(rest) == 1 and is_app(rest[0]))
+    if len(names) != len(settings) and not has_task:
+        alone = next(word for word in found if "." not in word.partition("=")[0])
+        raise click.UsageError(f"say whose setting it is: {shlex.quote(f'TASK.{alone}')}")
     names = names or [rest.pop()]
     if len(set(names)) > 1:
         raise click.UsageError(f"one task at a time: {' and '.join(dict.fromkeys(names))} are two commands")
     if len(rest) > 1:
         raise click.UsageError(f"unexpected argument {rest[1]!r}")
     return (rest[0] if rest else None), names[0], settings
+
+
+def _without_equals(words: list[str]) -> str:
+    """How to write what words without `=` are likely to mean."""
+    if len(words) > 1 and is_app(words[0]):
+        words = words[1:]
+    where, value = words[0], words[1:]
+    if "." not in where and value:
+        where, value = f"{where}.{value[0]}", value[1:]
+    if "." not in where or is_app(where) or len(value) > 1:
+        task = "TASK" if is_app(words[-1]) else words[-1]
+        return f"say which setting, and its value: {task}.SETTING=VALUE"
+    setting = f"{where}={value[0] if value else 'VALUE'}"
+    return f"write {shlex.quote(setting)}"
 
 
 def _parsed(value: str) -> Any:
