@@ -30,13 +30,17 @@ def load(spec: str) -> App:
     Without an attribute the file's only `App` is taken. Raises `UsageError` that says what was found.
     """
     target, _, attribute = spec.partition(":")
-    if target.endswith(".py") or "/" in target:
-        path = Path(target)
+    path = Path(target)
+    if target.endswith(".py") or "/" in target or target.startswith("."):
+        if path.is_dir():
+            raise _is_directory(target)
         if not path.is_file():
             hint = (
                 "; give the file that holds the app" if path.suffix == ".py" else "; an app file ends in .py"
             )
             raise UsageError(f"no file {target}{hint}")
+        if path.suffix != ".py":
+            raise _is_no_python(target)
         module = _import_file(path.resolve())
     else:
         if target not in sys.modules and str(Path.cwd()) not in sys.path:
@@ -45,13 +49,25 @@ def load(spec: str) -> App:
             module = importlib.import_module(target)
         except ModuleNotFoundError as error:
             if error.name and (target == error.name or target.startswith(error.name + ".")):
+                if path.is_file():
+                    raise _is_no_python(target) from None
                 raise UsageError(f"no module {target}; for a file write {target}.py") from None
             raise
+        if getattr(module, "__file__", None) is None and path.is_dir():
+            raise _is_directory(target)  # which Python takes for a package without code
     app = _pick(module, attribute, spec)
     app.spec = spec
     file = getattr(module, "__file__", None)
     app.file = Path(file).resolve() if file else None
     return app
+
+
+def _is_directory(target: str) -> UsageError:
+    return UsageError(f"{target} is a directory; give the file that holds the app")
+
+
+def _is_no_python(target: str) -> UsageError:
+    return UsageError(f"{target} is no Python file; an app's file ends in .py")
 
 
 class _AsItStands(importlib.machinery.SourceFileLoader):
@@ -165,14 +181,40 @@ def _import_file(path: Path, name: str = "") -> ModuleType:
     if found is None or found.loader is None:
         raise UsageError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(found)
+    is_pythons = name in sys.stdlib_module_names
+    loaded = sys.modules.get(name)
+    if is_pythons and loaded is not None and not _is_loaded_by_us(loaded):
+        raise _hides(path, name)  # somebody uses it, and would find the app in its place
     sys.modules[name] = module
     try:
         found.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         if AGAIN in name:
             del sys.modules[name]
+        if is_pythons and _misses_something_of(module, error):
+            del sys.modules[name]
+            raise _hides(path, name) from None
         raise
     return module
+
+
+def _is_loaded_by_us(module: ModuleType) -> bool:
+    return isinstance(getattr(module.__spec__, "loader", None), _AsItStands)
+
+
+def _hides(path: Path, name: str) -> UsageError:
+    return UsageError(f"{path.name} hides Python's own module {name}; give the file another name")
+
+
+def _misses_something_of(module: ModuleType, error: BaseException | None) -> bool:
+    """Whether an error says that a module lacks what somebody wanted of it."""
+    while error is not None:
+        if isinstance(error, ImportError) and error.name == module.__name__:
+            return True
+        if isinstance(error, AttributeError) and error.obj is module:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _pick(module: ModuleType, attribute: str, spec: str) -> App:

@@ -208,7 +208,14 @@ def test_init_leaves_alone_what_is_there(project, command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("1st.app", "app_1st_app.py"), ("class", "app_class.py"), ("a/b", "b.py")]
+    ("name", "file"),
+    [
+        ("1st.app", "app_1st_app.py"),
+        ("class", "app_class.py"),
+        ("json", "app_json.py"),
+        ("types", "app_types.py"),
+        ("a/b", "b.py"),
+    ],
 )
 def test_init_makes_a_module_of_any_name(project, command, name: str, file: str) -> None:
     report = command("init", name, "--json").document(InitReport)

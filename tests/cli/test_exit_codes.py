@@ -242,15 +242,37 @@ def test_debug_shows_the_whole_traceback(first) -> None:
         (["run", "first.py", "--limit", "0"], "--limit"),
         (["run", "first.py", "--rename", "A"], "Old=New"),
         (["run", "nothing.py"], "no file nothing.py"),
+        (["run", "."], ". is a directory; give the file that holds the app"),
+        (["run", ".."], ".. is a directory"),
+        (["run", "./"], "./ is a directory"),
+        (["run", "folder"], "folder is a directory"),
+        (["run", "in.jsonl"], "in.jsonl is no Python file; an app's file ends in .py"),
+        (["run", "./in.jsonl"], "./in.jsonl is no Python file"),
+        (["run", ".in.jsonl"], "no file .in.jsonl"),
         (["run", "first.py:other"], "other is missing"),
         (["status", "--store", "nowhere"], "no store in nowhere"),
     ],
 )
 def test_a_wrong_command_ends_with_2_and_says_what_is_right(first, arguments: list[str], said: str) -> None:
+    (first.folder / "folder").mkdir()
     done = first.run(*arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: ")
     assert said in done.err
+
+
+@pytest.mark.parametrize("name", ["json", "asyncio"])
+def test_an_app_that_hides_a_module_of_python_is_told_to_take_another_name(first, name: str) -> None:
+    app = (first.folder / "first.py").read_text()
+    (first.folder / f"{name}.py").write_text(f"import {name}\n{name}.run\n{app}")
+    done = first.run("run", f"{name}.py")
+    assert (done.code, done.out) == (2, "")
+    assert f"{name}.py hides Python's own module {name}; give the file another name" in done.err
+
+
+def test_an_app_may_have_the_name_of_a_module_of_python_that_nobody_uses(first) -> None:
+    (first.folder / "first.py").rename(first.folder / "code.py")
+    assert first.run("run", "code.py").code == 0
 
 
 def test_a_reader_that_closes_the_pipe_ends_a_command_quietly_with_0(project) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -125,7 +126,8 @@ def init(name: str, as_json: bool) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", app_name):
         raise SettingsError(f"{app_name!r}: a name is letters, digits, '.', '_' and '-'")
     module = re.sub(r"\W", "_", app_name)
-    if module[0].isdigit() or keyword.iskeyword(module) or module == "secondpass":
+    taken = module == "secondpass" or module in sys.stdlib_module_names
+    if module[0].isdigit() or keyword.iskeyword(module) or taken:
         module = f"app_{module}"
     files = {
         f"{module}.py": APP.replace("@NAME@", app_name),
