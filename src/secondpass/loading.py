@@ -191,9 +191,9 @@ def _import_file(path: Path, name: str = "") -> ModuleType:
     except BaseException as error:
         if AGAIN in name:
             del sys.modules[name]
-        if is_pythons and _misses_something_of(module, error):
-            del sys.modules[name]
-            raise _hides(path, name) from None
+        if (hidden := hides_pythons(error)) is not None:
+            sys.modules.pop(name, None)
+            raise hidden from None
         raise
     return module
 
@@ -206,15 +206,17 @@ def _hides(path: Path, name: str) -> UsageError:
     return UsageError(f"{path.name} hides Python's own module {name}; give the file another name")
 
 
-def _misses_something_of(module: ModuleType, error: BaseException | None) -> bool:
-    """Whether an error says that a module lacks what somebody wanted of it."""
+def hides_pythons(error: BaseException | None) -> UsageError | None:
+    """The refusal, where an error comes of a file that has the name of one of Python's modules."""
     while error is not None:
-        if isinstance(error, ImportError) and error.name == module.__name__:
-            return True
-        if isinstance(error, AttributeError) and error.obj is module:
-            return True
+        name = error.name if isinstance(error, ImportError) else None
+        module = error.obj if isinstance(error, AttributeError) else sys.modules.get(name or "")
+        if isinstance(module, ModuleType) and _is_loaded_by_us(module):
+            name = module.__name__
+            if name in sys.stdlib_module_names:
+                return _hides(Path(module.__file__ or name), name)
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _pick(module: ModuleType, attribute: str, spec: str) -> App:

@@ -76,7 +76,8 @@ def ended(command: Callable[[], object]) -> int:
     except (ReaderGone, BrokenPipeError):
         _give_up_stdout()  # `secondpass outputs | head`
         return 0
-    except Exception as error:  # noqa: BLE001 - the last place where an error can be told
+    except Exception as found:  # noqa: BLE001 - the last place where an error can be told
+        error = _users_name(found) if exit_code(found) == INTERNAL else found
         report(error)
         try:
             sys.stdout.flush()
@@ -84,6 +85,13 @@ def ended(command: Callable[[], object]) -> int:
             _give_up_stdout()
         return exit_code(error)
     return code if isinstance(code, int) else 0
+
+
+def _users_name(error: Exception) -> Exception:
+    """What looks like a bug of ours, and comes of an app with the name of one of Python's modules."""
+    from secondpass.loading import hides_pythons
+
+    return hides_pythons(error) or error
 
 
 def _give_up_stdout() -> None:
