@@ -101,6 +101,12 @@ def encode_hook(obj: Any) -> Any:
     raise TypeError(f"a {type(obj).__name__} cannot be encoded")
 
 
+def _items_hook(obj: Any) -> Any:
+    if isinstance(obj, collections.deque):
+        return list(typing.cast("collections.deque[Any]", obj))
+    return encode_hook(obj)
+
+
 def decode_hook(tp: Any, obj: Any) -> Any:
     """The inverse of `encode_hook`, given the declared type."""
     if is_array(tp):
@@ -139,6 +145,8 @@ def _decode_array(data: bytes | bytearray | memoryview | msgspec.Raw) -> Any:
 
 
 pack = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode
+pack_items = msgspec.msgpack.Encoder(enc_hook=_items_hook).encode
+"""For people: a deque is its items."""
 unpack = msgspec.msgpack.Decoder().decode
 
 

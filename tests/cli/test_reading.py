@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from secondpass.cli.doctor import file_system
-from secondpass.cli.shapes import Cell, DoctorReport, OutputLine, StateReport, StatusReport
+from secondpass.cli.shapes import Cell, DoctorReport, OutputLine, StateReport, StatusReport, TaskExport
 from secondpass.store.lock import StoreLock
 
 KEEPING = """
@@ -44,6 +44,34 @@ def kept(project, command):
     assert command("run", "keeping.py", "-q").code == 0
     path.write_text("raise SystemExit('imported')\n")
     return project
+
+
+RECENT = """
+from collections import deque
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Track:
+    cid: int
+    times: deque[float] = field(default_factory=deque)
+
+
+class Recent(Task[Seen]):
+    times = table(int, deque[float], factory=lambda: deque(maxlen=2))
+    tracks = table(int, Track)
+    all = value(tuple[int, dict[str, list[deque[int]]]] | None, None)
+
+    def handle(self, event: Seen) -> None:
+        times = self.times[event.cid]
+        times.append(event.time)
+        self.times[event.cid] = times
+        self.tracks[event.cid] = Track(event.cid, deque(times))
+        self.all = (len(times), {"x": [deque([event.cid]), deque()]})
+
+
+app = App("recent", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Recent()])
+"""
 
 
 # ---------------------------------------------------------------- finding the store
@@ -258,6 +286,21 @@ def test_state_get_says_what_is_wrong(kept, command, arguments: list[str], said:
     done = command("state", "get", *arguments)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
+
+
+def test_a_deque_is_shown_as_its_items(project, command) -> None:
+    project.write("recent.py", RECENT)
+    project.seen(5, 3, 5, 5)
+    assert command("run", "recent.py", "-q").code == 0
+    assert command("state", "get", "Recent.times", "5").out == "[2.0,3.0]\n"
+    assert command("state", "get", "Recent.tracks", "3").out == '{"cid":3,"times":[1.0]}\n'
+    assert command("state", "get", "Recent.all").out == '[2,{"x":[[5],[]]}]\n'
+    assert "[2.0,3.0]" in command("state", "ls", "Recent.times").out
+    cells = command("state", "ls", "Recent.times", "--json").lines(Cell)
+    assert [(cell.key, cell.value) for cell in cells] == [(3, [1.0]), (5, [2.0, 3.0])]
+    exported = command("task", "export", "Recent").document(TaskExport)
+    assert [cell.value for cell in exported.state[0].cells] == [[1.0], [2.0, 3.0]]
+    assert "wrote times[5]: [0.0,2.0] -> [2.0,3.0]" in command("explain", "recent.py", "3").out
 
 
 def test_cells_are_seen_whether_they_are_folded_or_not(project, command, monkeypatch) -> None:

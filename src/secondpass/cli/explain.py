@@ -238,7 +238,7 @@ def _plain(value: Any) -> Any:
     """A value as JSON can hold it."""
     from secondpass.cli.reading import plain
 
-    return plain(codec.unpack(codec.pack(value)))
+    return plain(codec.unpack(codec.pack_items(value)))
 
 
 # ---------------------------------------------------------------- as a tree

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,9 +126,54 @@ def load_cells(store: Store, tables: list[Stated]) -> dict[Name, list[StoredCell
             rest, written = entry if table.expires else (entry, None)
             if written is not None and table.ttl_s is not None and now - written >= table.ttl_s:
                 continue
-            cells.append(StoredCell(unpack(key), rest if scalar else unpack(rest), written))
+            value = rest if scalar else unpack(rest)
+            cells.append(StoredCell(unpack(key), as_items(value, table.value), written))
         found[table.task, table.name] = _in_key_order(cells)
     return found
+
+
+_KIND = re.compile(r"(?P<name>\w+)(?:\[(?P<args>.*)\]|\((?P<fields>.*)\))?", re.DOTALL)
+
+
+def as_items(value: Any, declared: str) -> Any:
+    """A stored value with each deque of it as its items: a store holds [maxlen, [items]].
+
+    `declared` is the type as the store describes it.
+    """
+    if "deque" not in declared:
+        return value
+    kinds = [kind for kind in _parts(declared, " | ") if kind != "None"]
+    found = _KIND.fullmatch(kinds[0]) if len(kinds) == 1 else None
+    if value is None or found is None:
+        return value
+    args = _parts(found["args"] or "", ", ")
+    if found["name"] == "deque":
+        _, items = value
+        return [as_items(item, args[0]) for item in items] if args else items
+    if found["fields"] is not None:
+        fields: dict[str, str] = dict(part.split(": ", 1) for part in _parts(found["fields"], ", "))  # type: ignore[misc]
+        if isinstance(value, dict):
+            return {k: as_items(v, fields.get(k, "")) for k, v in value.items()}  # type: ignore[misc]
+        args = list(fields.values())
+    if not args:
+        return value  # a class that is described by its name alone
+    if isinstance(value, dict):
+        return {k: as_items(v, args[-1]) for k, v in value.items()}  # type: ignore[misc]
+    if isinstance(value, list):
+        each = args if len(args) == len(value) and "..." not in args else [args[0]] * len(value)  # type: ignore[arg-type]
+        return [as_items(item, kind) for item, kind in zip(value, each, strict=True)]  # type: ignore[misc]
+    return value
+
+
+def _parts(text: str, separator: str) -> list[str]:
+    """What stands between separators that are in no brackets."""
+    found, depth, start = list[str](), 0, 0
+    for at, sign in enumerate(text):
+        depth += (sign in "[(") - (sign in "])")
+        if depth == 0 and text.startswith(separator, at):
+            found.append(text[start:at])
+            start = at + len(separator)
+    return [*found, text[start:]] if text else []
 
 
 def _in_key_order(cells: list[StoredCell]) -> list[StoredCell]:
