@@ -199,7 +199,7 @@ def test_what_init_writes_passes_the_strict_type_check_and_ruff(project, root: P
 
 
 def test_init_leaves_alone_what_is_there(project, command) -> None:
-    command("init", "hot")
+    assert "pytest test_hot.py        # needs `pip install pytest`" in command("init", "hot").out
     (project.folder / "hot" / "hot.py").write_text("mine")
     done = command("init", "hot")
     assert done.code == 2

@@ -155,6 +155,6 @@ def init(name: str, as_json: bool) -> None:
             f"  cd {shown(directory)}",
             f"  secondpass try {module}.py     # in memory, prints the alerts",
             f"  secondpass run {module}.py     # keeps state and outputs; again, it goes on where it stopped",
-            f"  pytest test_{module}.py",
+            f"  pytest test_{module}.py        # needs `pip install pytest`",
         ]
     )
