@@ -137,7 +137,9 @@ def test_another_path_is_refused_until_it_is_accepted(path: Path) -> None:
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="it is a directory"):
+    with pytest.raises(
+        OutputError, match=r"cannot be written: Is a directory; give the path of a file in it$"
+    ):
         opened(tmp_path)
     with pytest.raises(OutputError, match="create the directory"):
         opened(tmp_path / "none" / "x")

@@ -34,15 +34,15 @@ COMPARE_BYTES = 1 << 20
 
 ADVICE: dict[int, str] = {
     errno.ENOSPC: "free space and run again: nothing is lost, and nothing will be there twice",
-    errno.EDQUOT: "the quota is used up; free space and run again: nothing is lost",
+    errno.EDQUOT: "free space and run again: nothing is lost",
     errno.EFBIG: "the file has reached the largest size allowed; move it away and give --accept-output",
     errno.EIO: "the disk failed; mend it and run again: nothing is lost",
     errno.EACCES: "give this user the right to write it and run again: nothing is lost",
     errno.EPERM: "give this user the right to write it and run again: nothing is lost",
-    errno.EROFS: "the file system is read-only; mount it for writing and run again: nothing is lost",
+    errno.EROFS: "mount it for writing and run again: nothing is lost",
     errno.ENOENT: "create the directory that it stands in and run again",
-    errno.EISDIR: "it is a directory; give the path of a file in it",
-    errno.ENOTDIR: "a part of the path is no directory; give another path",
+    errno.EISDIR: "give the path of a file in it",
+    errno.ENOTDIR: "a part of its path is a file; give another path",
 }
 
 ACCEPT = "to take the file as it is now and append from the next undelivered output on: `secondpass run APP --accept-output`"

@@ -118,7 +118,10 @@ class Store(StoreReader):
             lock = StoreLock(directory)
             lock.acquire(take_over=take_over)
         except OSError as error:
-            raise StoreError(f"cannot use {directory} as a store: {error.strerror or error}") from error
+            raise StoreError(
+                f"cannot use {directory} as a store: {error.strerror or error}; stores lie beside the app: give the "
+                f"right to write there, or another place with --store"
+            ) from error
         with contextlib.ExitStack() as undo:
             undo.callback(lock.release)
             failpoint("store.open.before")
