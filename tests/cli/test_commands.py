@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,11 @@ def test_the_short_description_of_every_command_is_the_first_line_of_its_help() 
         command = commands()[name]
         assert command.help is not None
         assert command.help.splitlines()[0] == description
+
+
+def test_no_short_description_of_a_command_is_cut(command) -> None:
+    for group in ("task", "state", "dead-letters"):
+        assert not re.findall(r".*[a-z]\.\.\.$", command(group, "--help").out, re.MULTILINE)
 
 
 def test_every_command_takes_debug_and_json_and_its_document_is_described() -> None:

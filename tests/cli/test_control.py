@@ -233,7 +233,8 @@ def test_what_a_task_remembers_is_exported_also_once_it_has_left(resting, comman
     done = command("task", "export", "counts.py", "Near", "--out", "near.json")
     assert re.fullmatch(r"Near: .* in near.json\n", done.out)
     assert json.loads((resting.folder / "near.json").read_text())["task"] == "Near"
-    assert command("task", "export", "Near", "--out", "no/such/folder").code == 5
+    done = command("task", "export", "Near", "--out", "no/such/file")
+    assert (done.code, done.err) == (5, "error: no/such/file cannot be written: there is no folder no/such\n")
 
 
 def test_state_is_given_up_for_good_only_after_a_yes(resting, command, monkeypatch) -> None:

@@ -44,7 +44,9 @@ def task() -> None:
 # ---------------------------------------------------------------- what there is
 
 
-@task.command("list", context_settings=HELP)
+@task.command(
+    "list", context_settings=HELP, short_help="List the tasks, and what tasks that left have put aside."
+)
 @stored_app_argument
 @store_option
 @json_option
@@ -103,6 +105,8 @@ def export(words: tuple[str, ...], out: Path | None, store: Path | None, as_json
     """
     app, (name,) = _words(words, 1, 1)
     directory = find_store(app, store)
+    if out is not None and not out.parent.is_dir():
+        raise OutputError(f"{out} cannot be written: there is no folder {out.parent}")
     found = document(exported(directory, name))
     if out is None:
         text.say(found)
@@ -228,7 +232,7 @@ def add(
     )
 
 
-@task.command("remove", context_settings=HELP)
+@task.command("remove", context_settings=HELP, short_help="Take a task out; what it remembers is put aside.")
 @click.argument("words", metavar="[APP] NAME", nargs=-1, required=True)
 @command_options
 def remove(words: tuple[str, ...], store: Path | None, reason: str, no_wait: bool, as_json: bool) -> None:
@@ -295,7 +299,9 @@ def replace(
         text.say(f"to undo: put the old code back into the file, then {meant.line('task replace', name)}")
 
 
-@task.command("drop", context_settings=HELP)
+@task.command(
+    "drop", context_settings=HELP, short_help="Give up what a task remembers, or one table or value of it."
+)
 @click.argument("words", metavar="[APP] NAME [STATE]", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @command_options
