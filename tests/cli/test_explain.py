@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from secondpass.cli import text
 from secondpass.cli.shapes import ExplainReport
 
 SUPPRESS = """
@@ -392,6 +393,13 @@ def test_nothing_is_written_anywhere(ran, command) -> None:
     before = hashes()
     assert command("explain", "app.py", "5", "--back", "3").code == 0
     assert hashes() == before
+
+
+def test_a_narrow_terminal_cuts_no_command(ran, command, monkeypatch) -> None:
+    monkeypatch.setattr(text, "width", lambda: 24)
+    lines = command("explain", "./app.py", "2").out.splitlines()
+    assert any(line.endswith("└── secondpass explain ./app.py 0") for line in lines)
+    assert any(line.endswith("…") for line in lines)
 
 
 def test_the_numbers_of_the_text_are_those_of_the_document(ran, command) -> None:

@@ -275,6 +275,8 @@ def test_state_get_prints_one_value_as_json(kept, command, arguments: list[str],
     ("arguments", "said"),
     [
         (["Keep.last", "77"], "no cell 77 among 3 cells"),
+        (["Keep.last", "three"], "Keep.last has no cell three: its keys are int"),
+        (["Keep.last", "true"], "its keys are int"),
         (["Keep.fading", "5"], "it may have expired"),
         (["Keep.last"], "say which key"),
         (["Keep.total", "1"], "is a value, it has no keys"),

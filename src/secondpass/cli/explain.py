@@ -249,6 +249,8 @@ class _Node:
 
     def __init__(self, said: str) -> None:
         self.said = said
+        self.is_command = False
+        """Whether it is to be typed again, and so is never cut: the terminal wraps it."""
         self.below: list[_Node] = []
 
     def add(self, said: str) -> _Node:
@@ -259,7 +261,11 @@ class _Node:
         columns = text.width()
         for i, node in enumerate(self.below):
             last = i == len(self.below) - 1
-            said = node.said if columns is None else _cut(node.said, columns - len(before) - 4)
+            said = (
+                node.said
+                if columns is None or node.is_command
+                else _cut(node.said, columns - len(before) - 4)
+            )
             yield f"{before}{'└── ' if last else '├── '}{said}"
             yield from node.lines(before + ("    " if last else "│   "))
 
@@ -367,7 +373,7 @@ def _add_call(node: _Node, call: CallReport, at: int, command: str, passed_on: l
             below.add("by an earlier call at this position")
         elif read.by is not None:
             by = below.add(f"by position {read.by}: {_record(read.by_kind, read.by_event)}")
-            by.add(click.style(f"{command} {read.by}", dim=True))
+            by.add(click.style(f"{command} {read.by}", dim=True)).is_command = True
         elif read.unknown:
             below.add(f"by an event {text.one_line(read.unknown)}")
     told = len(call.reads) + len(call.looks)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from secondpass.cli.reading import Stated, StoredCell
 
 CELLS_SHOWN = 20
+_KINDS: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool}
 
 
 @click.group(context_settings=HELP)
@@ -132,6 +133,9 @@ def _find(table: Stated, cells: list[StoredCell], name: str, key: list[str]) -> 
         # The text itself comes second: in a table of str, 17 means "17".
         if _same(cell.key, wanted) or (isinstance(cell.key, str) and cell.key == key[0]):
             return cell
+    kind = _KINDS.get(table.key or "")
+    if kind is not None and (not isinstance(wanted, kind) or isinstance(wanted, bool) != (kind is bool)):
+        raise SettingsError(f"{name} has no cell {key[0]}: its keys are {table.key}")
     expired = "; it may have expired" if table.expires else ""
     raise SettingsError(f"{name} has no cell {key[0]} among {text.plural(len(cells), 'cell')}{expired}")
 
