@@ -96,6 +96,9 @@ class App:
         self._defined_in = _script_of(sys._getframe(1).f_globals)
         given = [*([source] if source is not None else []), *sources]
         self.sources: tuple[Any, ...] = tuple(given) or (PUSHED,)
+        if isinstance(tasks, Task) or callable(tasks):
+            shown = getattr(tasks, "__name__", None) or repr(tasks)
+            raise DefinitionError(f"tasks: give a list, [{shown}{'()' * is_task_class(tasks)}]")
         self.tasks: tuple[Task[Any], ...] = tuple(as_task(t) for t in tasks)
         _refuse_twins(self.tasks)
         for task in self.tasks:

@@ -147,12 +147,18 @@ def test_apps_that_cannot_work_are_refused_naming_the_way_out() -> None:
         def handle(self, event):
             return event
 
+    def one(event: Any) -> Any:
+        return event
+
     with pytest.raises(
         DefinitionError, match=r"two tasks are called 'One'; name one of them: .*options\(name="
     ):
         App("app", source=[], tasks=[One(), One()])
     with pytest.raises(DefinitionError, match=r"pass an object, One\(\)"):
         App("app", source=[], tasks=[One])
+    for given, way_out in ((One(), r"\[One\(\)\]"), (One, r"\[One\(\)\]"), (one, r"\[one\]")):
+        with pytest.raises(DefinitionError, match="tasks: give a list, " + way_out):
+            App("app", source=[], tasks=given)  # type: ignore[arg-type]
     with pytest.raises(DefinitionError, match=r"no task has an output of that name; .* pages"):
         App("app", source=[], tasks=[One()], sinks={"page": print})
     with pytest.raises(DefinitionError, match="a name is letters"):
