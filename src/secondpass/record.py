@@ -175,6 +175,8 @@ def error_text(error: BaseException) -> str:
     if isinstance(error, Told):
         return error.text
     said = said_by(error).strip().splitlines()
+    if said and type(error) is AttributeError and said[0].startswith("immutable type: "):
+        said[0] += "; event.replace(field=value) gives a changed one"  # msgspec names no way out
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
@@ -194,11 +196,14 @@ def storable(text: str) -> str:
 
 
 def trace_text(error: BaseException) -> str:
-    """The traceback from the task's own frames on, so that it is the same wherever the call was made."""
+    """The traceback of the task's own frames and what they call, so that it is the same wherever the call was made.
+
+    It ends with them too: where we refused something, our lines tell nobody what to mend.
+    """
     if isinstance(error, Told):
         return error.traceback
     frames = traceback.extract_tb(error.__traceback__)
     own = [i for i, frame in enumerate(frames) if not frame.filename.startswith(_OURS)]
-    kept = frames[own[0] :] if own else frames[-1:]
+    kept = frames[own[0] : own[-1] + 1] if own else frames[-1:]
     told = ["Traceback (most recent call last):\n", *traceback.format_list(kept), error_text(error), "\n"]
     return storable("".join(told))

@@ -271,7 +271,8 @@ class Task(Generic[E]):
                     f"{type(self).__name__}.setup: it makes resources and runs once per process, so it sees no state "
                     f"and emits nothing; do that in handle"
                 )
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            outputs = f"; its outputs: {', '.join(shape.outputs)}" if shape.outputs else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{outputs}")
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_options", "_event_type", *type(self)._shape.settings)

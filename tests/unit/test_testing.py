@@ -215,6 +215,25 @@ def test_collected_errors_are_dead_letters_and_undo_their_call() -> None:
     assert result.state("Fussy") == {"total": 2}
 
 
+def test_what_a_task_may_not_do_is_told_with_a_way_out_and_its_own_line_last() -> None:
+    class Calls(Task[Seen]):
+        calls = output()
+
+        def handle(self, event: Seen) -> None:
+            if event.cid:
+                self.call.emit(event)  # type: ignore[attr-defined]
+            event.time = 3.0  # type: ignore[misc]
+
+    misspelt, assigned = run(
+        Calls(), [Seen(cid=1, time=1.0), Seen(cid=0, time=2.0)], errors="collect"
+    ).dead_letters
+    assert misspelt.error == "AttributeError: 'Calls' object has no attribute 'call'; its outputs: calls"
+    assert [line for line in misspelt.traceback.splitlines() if "File" in line][1:] == []
+    assert assigned.error == (
+        "AttributeError: immutable type: 'Seen'; event.replace(field=value) gives a changed one"
+    )
+
+
 def test_the_traceback_of_a_dead_letter_begins_with_the_tasks_own_code(tmp_path: Path) -> None:
     # Also where a user's folder has our name: a frame is ours by the package's place alone.
     (tmp_path / "secondpass").mkdir()
