@@ -30,6 +30,8 @@ def load(spec: str) -> App:
     Without an attribute the file's only `App` is taken. Raises `UsageError` that says what was found.
     """
     target, _, attribute = spec.partition(":")
+    if not target:
+        raise UsageError(f"{spec!r} names no file; give the file that holds the app")
     path = Path(target)
     if target.endswith(".py") or "/" in target or target.startswith("."):
         if path.is_dir():

@@ -242,6 +242,8 @@ def test_debug_shows_the_whole_traceback(first) -> None:
         (["run", "first.py", "--limit", "0"], "--limit"),
         (["run", "first.py", "--rename", "A"], "Old=New"),
         (["run", "nothing.py"], "no file nothing.py"),
+        (["run", ""], "'' names no file"),
+        (["run", ":app"], "':app' names no file; give the file that holds the app"),
         (["run", "."], ". is a directory; give the file that holds the app"),
         (["run", ".."], ".. is a directory"),
         (["run", "./"], "./ is a directory"),
