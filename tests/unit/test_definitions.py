@@ -181,6 +181,9 @@ def test_no_output_goes_to_a_file_that_the_app_reads_or_that_another_goes_to(
     class Tells(Task):
         calls = output()
 
+        def handle(self, event):
+            return event
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.jsonl").touch()
     (tmp_path / "linked.jsonl").symlink_to("in.jsonl")
