@@ -438,9 +438,11 @@ def _refuse_twins(tasks: Iterable[Task[Any]]) -> None:
 def _file_of(connector: Any) -> str | None:
     """The file that a connector reads or writes, under its one true name; None where it is none."""
     path = getattr(connector, "path", None)
-    if not isinstance(path, (str, os.PathLike)) or path == "-":
+    ours = type(connector).__module__.startswith("secondpass.")  # another's path may be that of a database
+    if not ours or not isinstance(path, (str, os.PathLike)) or path == "-":
         return None
-    return os.path.realpath(cast("str | os.PathLike[str]", path))
+    found = os.path.realpath(cast("str | os.PathLike[str]", path))
+    return None if os.path.exists(found) and not os.path.isfile(found) else found  # noqa: PTH110, PTH113 - names are text
 
 
 def _script_of(module: dict[str, Any]) -> str | None:

@@ -175,6 +175,22 @@ class Plain(Task[Seen]):
     limits: Mapping[str, int]
 
 
+def test_many_outputs_may_go_to_what_is_no_file() -> None:
+    class Tells(Task):
+        calls = output()
+
+        def handle(self, event):
+            return event
+
+    App(
+        "a",
+        source=[],
+        tasks=[Tells()],
+        sink=JsonLines("/dev/null"),
+        sinks={"calls": JsonLines("/dev/null")},
+    )
+
+
 def test_no_output_goes_to_a_file_that_the_app_reads_or_that_another_goes_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
