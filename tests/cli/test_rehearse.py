@@ -166,6 +166,84 @@ def test_a_letter_from_before_the_rehearsed_part_is_sent_again(sent_again, comma
     assert [(d.kind, d.rehearsed["cid"]) for d in found.first if d.position == 10] == [("changed", 5)]
 
 
+TWO_LETTERS = """
+class Split(Task[Seen]):
+    def handle(self, event: Seen) -> list[Seen]:
+        return [event.replace(cid=60), event.replace(cid=99)]
+
+
+class Most(Task[Seen]):
+    most: int = 50
+
+    def handle(self, event: Seen) -> Seen:
+        if event.cid > self.most:
+            raise ValueError("too many")
+        return event
+
+
+app = App("two", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Split(), Most()])
+"""
+
+
+@pytest.mark.parametrize(
+    ("most", "sent_at_1_and_2", "not_sent"),
+    [
+        (55, [5, 6], []),  # both are set aside
+        (70, [6], ["dead letters that were sent again, and that there would not have been: 1"]),
+        (100, [], ["dead letters that were sent again, and that there would not have been: 2"]),
+    ],
+)
+def test_of_two_letters_of_one_position_only_what_fails_is_sent_again(
+    project, command, most: int, sent_at_1_and_2: list[int], not_sent: list[str]
+) -> None:
+    project.write("app.py", TWO_LETTERS)
+    project.seen(1)
+    assert command("run", "app.py", "-q").code == 0
+    for number, cid in (("0", 5), ("1", 6)):
+        assert command("dead-letters", "retry", "app.py", number, "--event", f'{{"cid": {cid}}}').code == 0
+    assert command("run", "app.py", "-q").code == 0
+    found = told(command, "--set", f"Most.most={most}")
+    gone = [d.recorded["cid"] for d in found.first if d.stream == "main" and d.kind == "gone"]
+    assert [cid for cid in (5, 6) if cid not in gone] == sent_at_1_and_2
+    assert found.notes == not_sent
+
+
+@pytest.mark.parametrize("most", [70, 10])
+def test_a_letter_of_a_timer_does_not_stand_for_that_of_an_event(project, command, most: int) -> None:
+    project.write(
+        "app.py",
+        """
+        from secondpass import timer
+
+
+        class Due(Task[Seen]):
+            most: int = 50
+
+            @timer
+            def due(self) -> None:
+                raise ValueError("due")
+
+            def handle(self, event: Seen) -> Seen:
+                if event.cid > self.most:
+                    raise ValueError("too many")
+                self.due.at(event.time + 1.0)
+                return event
+
+        app = App("due", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Due()])
+        """,
+    )
+    project.events([{"cid": 1, "time": 1.0}, {"cid": 60, "time": 9.0}])
+    assert (
+        command("run", "app.py", "-q").code == 0
+    )  # both letters are of position 1: the timer's, then the event's
+    assert command("dead-letters", "retry", "app.py", "1", "--event", '{"cid": 10}').code == 0
+    assert command("run", "app.py", "-q").code == 0
+    found = told(command, "--set", f"Due.most={most}")
+    at_2 = [(d.kind, d.recorded["cid"]) for d in found.first if d.position == 2]
+    assert at_2 == ([("gone", 10)] if most == 70 else [])
+    assert counts(found)["dead letters"][0] == 2
+
+
 def test_a_changed_file_is_rehearsed_before_it_runs(ran, command) -> None:
     path = ran.folder / "app.py"
     path.write_text(path.read_text().replace("event.cid == 9", "event.cid == 3").replace("+ 100", "+ 200"))

@@ -19,13 +19,14 @@ from engine_runs import INTAKE_TIME, Scripted, exactly
 from secondpass import App, reference
 from secondpass.engine.difference import LETTERS
 from secondpass.engine.epoch import Epoch, Outcome
-from secondpass.engine.outbox import decode_events, encode_json
+from secondpass.engine.outbox import decode_event, decode_events, encode_event, encode_json
 from secondpass.engine.rehearse import rehearse
-from secondpass.engine.rehearsed import Rehearsed, changes_of, retried
+from secondpass.engine.rehearsed import Rehearsed, changes_of
 from secondpass.engine.replay import Base, Replay, records_of
 from secondpass.engine.rerun import Rerun
+from secondpass.engine.sentagain import SentAgain
 from secondpass.errors import SecondpassError
-from secondpass.record import DeadLetter, Retry, Tick
+from secondpass.record import DeadLetter, Firing, Retry, Tick
 from secondpass.store.reader import StoreReader
 from secondpass.task import with_settings
 
@@ -72,13 +73,34 @@ def log_of(app: App, store: StoreReader) -> list[Any]:
     return log
 
 
+def founded(number: int, set_aside: list[DeadLetter], store: StoreReader) -> bool:
+    """Whether a recorded letter is among those that a changed chain sets aside."""
+    recorded = [(n, letter) for n, _, letter in store.letters()]
+    mine = recorded[number][1]
+    there = [(n, letter) for n, letter in recorded if place_of(letter) == place_of(mine)]
+    others = [letter for letter in set_aside if place_of(letter) == place_of(mine)]
+    for n, letter in list(there):
+        same = next((o for o in others if (encode_event(o.event), o.raw) == (letter.event, letter.raw)), None)
+        if same is not None:
+            if n == number:
+                return True
+            there.remove((n, letter))
+            others = [o for o in others if o is not same]
+    timers = isinstance(decode_event(mine.event), Firing)
+    ahead = [n for n, letter in there if isinstance(decode_event(letter.event), Firing) is timers]
+    return ahead.index(number) < sum(isinstance(o.event, Firing) is timers for o in others)
+
+
+def place_of(letter: Any) -> tuple[int, str]:
+    return letter.position, letter.task
+
+
 def without_unfounded(tasks: list[Any], log: list[Any], store: StoreReader) -> list[Any]:
-    """A changed chain's log: nothing is sent again at the place of a dead letter that it does not set aside."""
-    places = retried(store, 0)
+    """A changed chain's log: no dead letter is sent again that it does not set aside."""
     for at, record in enumerate(log):
         if isinstance(record, Retry):
             before = reference.run(tasks, log[:at], intake_time=INTAKE_TIME).dead_letters
-            if places[record.letter] not in {(letter.position, letter.task) for letter in before}:
+            if not founded(record.letter, before, store):
                 log[at] = Tick(-math.inf)  # it takes a position, and does nothing
     return log
 
@@ -87,7 +109,7 @@ def rerun(app: App, store: StoreReader, settings: Any, without: Any, workers: in
     """What the engine gives: by stream, (position, event) of each output."""
     base, streams, letters = Base(), {name: [] for name in app.streams}, []
     replay = Replay(store, app, base)
-    standing = Rehearsed(app, base, changes_of(app, store, settings, without), 0, retried(store, 0))
+    standing = Rehearsed(app, base, changes_of(app, store, settings, without), 0, SentAgain(store, 0))
     found = Rerun(app, replay, standing, workers)
 
     def on_epoch(epoch: Epoch, outcome: Outcome) -> None:

@@ -25,7 +25,7 @@ from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.hazard import Hazard
 from secondpass.engine.intake import Intake
 from secondpass.engine.lookups import OWNER, Lookups, Reload
-from secondpass.engine.outbox import Outbox, encode_event
+from secondpass.engine.outbox import Outbox, encode_event, stored_letter
 from secondpass.engine.pacer import Pacer
 from secondpass.engine.reclaim import Reclaim
 from secondpass.engine.summary import Summary, merge_tally
@@ -34,15 +34,14 @@ from secondpass.engine.timetables import Timetables
 from secondpass.errors import ChangeRefused, TaskError
 from secondpass.failpoints import failpoint
 from secondpass.garbage import not_collected
-from secondpass.record import DeadLetter, error_text
+from secondpass.record import error_text
 from secondpass.reference import Tally, stop_error
 from secondpass.store.database import Store
-from secondpass.store.format import Progress, StoredLetter
+from secondpass.store.format import Progress
 from secondpass.store.spool import Command
 from secondpass.timetable import Timetable
 
 _IDLE_MIN_S, _IDLE_MAX_S, _AWAKE_S = 0.001, 0.05, 2.0
-_RAW_MAX = 64 * 1024
 WARMING_S = 0.02
 """Until workers have started, which takes a tenth of a second, the hub works so long between two looks at them."""
 SHORTER = 8
@@ -440,17 +439,3 @@ class _ValueDelta:
     def __init__(self, changed: dict[Any, Any]) -> None:
         self.changed = changed
         self.gone: set[Any] = set()
-
-
-def stored_letter(letter: DeadLetter) -> StoredLetter:
-    """A dead letter in the form that the store keeps."""
-    return StoredLetter(
-        letter.position,
-        letter.task,
-        letter.error,
-        letter.traceback,
-        encode_event(letter.event),
-        letter.raw[:_RAW_MAX],
-        letter.offset,
-        letter.source,
-    )

@@ -19,10 +19,13 @@ from secondpass.engine.names import find_type, type_name
 from secondpass.errors import OutputError
 from secondpass.event import Event, UntypedEvent, untyped
 from secondpass.failpoints import failpoint
+from secondpass.record import DeadLetter
 from secondpass.store.database import OutputRow, Store
+from secondpass.store.format import StoredLetter
 
 SYNC_EVERY_S = 1.0
 SYNC_EVERY_BYTES = 32 * 1024 * 1024
+_RAW_MAX = 64 * 1024
 
 
 def _json_hook(obj: Any) -> Any:
@@ -90,9 +93,28 @@ def decode_event(data: bytes) -> Any:
     return _untyped(raw) if name is None else codec_for(find_type(name)).decode(raw)
 
 
+def type_in(data: bytes) -> str | None:
+    """The name of an event's type; None where it has none."""
+    return _letter_parts(data)[0] if data else None
+
+
 def decode_event_plain(data: bytes) -> Any:
     """One event as a plain dict, without the app's classes."""
     return codec.unpack(_letter_parts(data)[1]) if data else None
+
+
+def stored_letter(letter: DeadLetter) -> StoredLetter:
+    """A dead letter in the form that the store keeps."""
+    return StoredLetter(
+        letter.position,
+        letter.task,
+        letter.error,
+        letter.traceback,
+        encode_event(letter.event),
+        letter.raw[:_RAW_MAX],
+        letter.offset,
+        letter.source,
+    )
 
 
 def _untyped(raw: Any) -> UntypedEvent:

@@ -24,9 +24,10 @@ from secondpass.engine.difference import Comparison, Different, Rates, StreamDif
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.explain import _Compared
 from secondpass.engine.recorded import Recorded
-from secondpass.engine.rehearsed import Changes, Rehearsed, changes_of, retried
+from secondpass.engine.rehearsed import Changes, Rehearsed, changes_of
 from secondpass.engine.replay import Base, Replay, records_of
 from secondpass.engine.rerun import Rerun
+from secondpass.engine.sentagain import SentAgain
 from secondpass.engine.snapshots import Kept
 from secondpass.engine.walk import Walk
 from secondpass.errors import InputError, NotRepeated, SettingsError
@@ -114,7 +115,7 @@ def rehearse(
         raise
     try:
         replay = Replay(store, app, base, last)
-        standing = Rehearsed(app, base, changes, first, retried(store, first))
+        standing = Rehearsed(app, base, changes, first, SentAgain(store, first))
         rerun = Rerun(app, replay, standing, workers)
         comparison = Comparison(store, streams, compared_from, again, forgotten)
     except BaseException:

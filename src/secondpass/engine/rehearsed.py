@@ -16,25 +16,12 @@ from secondpass.description import describe
 from secondpass.engine.compare import _task_changes
 from secondpass.engine.live import Described
 from secondpass.engine.replay import Base, Commanded, Restarted
+from secondpass.engine.sentagain import SentAgain
 from secondpass.engine.standing import Standing, task_for
 from secondpass.errors import ChangeRefused, NotRepeated, SettingsError
 from secondpass.record import Change, DeadLetter, Retry
 from secondpass.store.reader import StoreReader
 from secondpass.task import FunctionTask, Task, with_settings
-
-Place = tuple[int, str]
-"""Where a dead letter was set aside: its position and task."""
-
-
-def retried(store: StoreReader, first: int) -> dict[int, Place]:
-    """By number: the dead letters from a position on that were sent again."""
-    found: dict[int, Place] = {}
-    for _, _, details in store.history_of("retry"):
-        letter = store.letter(details["letter"])
-        assert letter is not None, "a dead letter is never deleted"
-        if letter[1].position >= first:
-            found[details["letter"]] = letter[1].position, letter[1].task
-    return found
 
 
 @dataclass
@@ -125,18 +112,14 @@ def _set(found: Changes, app: App, running: list[Described], name: str, given: M
 class Rehearsed(Standing):
     """The chain as it would have been: as the log says it was, with the changes in it from `begin` on."""
 
-    def __init__(
-        self, app: App, base: Base, changes: Changes, first: int, retried: Mapping[int, Place]
-    ) -> None:
+    def __init__(self, app: App, base: Base, changes: Changes, first: int, sent_again: SentAgain) -> None:
         self._changes = changes
         self.begun = base.position == first
         self.left_out: list[str] = []
         """Recorded commands that mean nothing to the changed chain."""
         self.not_sent = 0
         """Dead letters that were sent again, and that this chain does not set aside."""
-        self._retried = retried
-        self._asked_for = set(retried.values())
-        self._there: set[Place] = set()
+        self._sent_again = sent_again
         chain: list[Described] = [] if base.snapshot is None else base.snapshot.meta("chain") or []
         self._ran = [one["name"] for one in chain]
         """The tasks of the chain as it ran, in order."""
@@ -194,8 +177,7 @@ class Rehearsed(Standing):
         self._look_into(item.position)
 
     def entry(self, retry: Retry) -> int | None:
-        place = self._retried.get(retry.letter)
-        if place is not None and place not in self._there:
+        if self._sent_again.is_missing(retry.letter):
             self.not_sent += 1
             return None
         if retry.task not in self._changes.without or retry.task not in self._ran:
@@ -204,7 +186,7 @@ class Rehearsed(Standing):
         return next((at for at, link in enumerate(self.links) if link.name in behind), len(self.links))
 
     def set_aside(self, letters: Sequence[DeadLetter]) -> None:
-        self._there.update(self._asked_for.intersection((letter.position, letter.task) for letter in letters))
+        self._sent_again.set_aside(letters)
 
     def _task(self, described: Described, position: int) -> Task[Any] | None:
         if not self.begun:
