@@ -405,6 +405,15 @@ def test_what_was_set_while_it_ran_is_rehearsed_too(ran, command) -> None:
     assert counts(told(command, "--set", "Suppress.window_s=3"))["main"] == (7, 8, 7, 0, 1, 0)
 
 
+def test_a_setting_that_was_set_last_is_a_change_too(ran, command) -> None:
+    assert command("task", "set", "app.py", "Suppress.window_s=5").code == 0
+    assert command("run", "app.py", "-q").code == 0
+    found = told(command, "--set", "Suppress.window_s=5")
+    assert found.changes == ["Suppress.window_s: 5.0 throughout"]
+    assert counts(found)["main"] == (6, 3, 3, 3, 0, 0)
+    assert told(command, "--set", "Suppress.window_s=6").changes == ["Suppress.window_s: 5.0 -> 6.0"]
+
+
 def test_a_difference_where_nothing_was_changed_is_an_error(ran, command) -> None:
     path = ran.folder / "in.jsonl"
     path.write_text(path.read_text().replace('"cid": 2', '"cid": 5', 1))

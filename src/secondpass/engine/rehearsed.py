@@ -100,9 +100,11 @@ def _set(found: Changes, app: App, running: list[Described], name: str, given: M
     before = (described or describe(task))["settings"]
     after = with_settings(task, given)  # raises for what does not fit
     for setting in given:
-        now = describe(after)["settings"][setting]
-        if before.get(setting) != now:
-            found.told.append(f"{name}.{setting}: {before.get(setting)!r} -> {now!r}")
+        was, now = before.get(setting), describe(after)["settings"][setting]
+        # What was set last may not have held from the beginning on.
+        found.told.append(
+            f"{name}.{setting}: {now!r} throughout" if was == now else f"{name}.{setting}: {was!r} -> {now!r}"
+        )
     if name in found.code:
         found.code[name] = with_settings(found.code[name], given)
     found.settings.setdefault(name, {}).update(given)
