@@ -414,6 +414,81 @@ def test_a_setting_that_was_set_last_is_a_change_too(ran, command) -> None:
     assert told(command, "--set", "Suppress.window_s=6").changes == ["Suppress.window_s: 5.0 -> 6.0"]
 
 
+@pytest.fixture
+def renamed(project, command):
+    """Low passes what is below its limit and counts it; a start called it High, half-way through four events."""
+    path = project.write(
+        "app.py",
+        """
+        class Low(Task[Seen]):
+            limit: int = 5
+            total = value(int, 0)
+
+            def handle(self, event: Seen) -> Seen | None:
+                self.total += 1
+                return event.replace(cid=self.total) if event.cid < self.limit else None
+
+        app = App("low", source=JsonLines(HERE / "in.jsonl", Seen), tasks=[Low()])
+        """,
+    )
+    project.seen(1, 20)
+    assert command("run", "app.py", "-q").code == 0
+    path.write_text(path.read_text().replace("[Low()]", '[Low().options(name="High")]'))
+    project.seen(1, 20, 21, 3)
+    assert command("run", "app.py", "-q", "--rename", "Low=High").code == 0
+    return project
+
+
+@pytest.mark.parametrize("name", ["Low", "High"])
+@pytest.mark.parametrize("begin", ["0", "1", "2"])
+def test_a_setting_of_a_renamed_task_holds_before_it_was_renamed_too(
+    renamed, command, name: str, begin: str
+) -> None:
+    found = told(command, "--set", f"{name}.limit=100", "--from", begin)
+    assert found.changes == ["High.limit: 5 -> 100"]
+    assert [(d.kind, d.position, d.rehearsed["cid"]) for d in found.first] == [
+        ("new", position, position + 1) for position in (1, 2) if position >= int(begin)
+    ]
+
+
+@pytest.mark.parametrize("name", ["Low", "High"])
+@pytest.mark.parametrize("begin", ["0", "1", "2"])
+def test_a_renamed_task_is_left_out_before_it_was_renamed_too(
+    renamed, command, name: str, begin: str
+) -> None:
+    found = told(command, "--without", name, "--from", begin)
+    assert found.changes == ["without task High"]
+    new = [(d.position, d.rehearsed["cid"]) for d in found.first if d.kind == "new"]
+    assert new == [(position, cid) for position, cid in ((1, 20), (2, 21)) if position >= int(begin)]
+
+
+@pytest.mark.parametrize("file", ["app.py", "other.py"])
+@pytest.mark.parametrize("begin", ["0", "1", "2"])
+def test_new_code_of_a_renamed_task_runs_before_it_was_renamed_too(
+    renamed, command, file: str, begin: str
+) -> None:
+    text = (renamed.folder / "app.py").read_text()
+    (renamed.folder / file).write_text(text.replace("< self.limit", "< self.limit + 100"))
+    if file == "app.py" and begin == "1":
+        done = command("rehearse", "app.py", "--from", begin)
+        assert (done.code, "task Low, which ran at position 0, is not there any more" in done.err) == (
+            1,
+            True,
+        )
+        return  # the state there is not known
+    found = told(command, "--code", file, "--from", begin)
+    assert found.changes == ["High: new code"]
+    assert [(d.kind, d.position, d.rehearsed["cid"]) for d in found.first] == [
+        ("new", position, position + 1) for position in (1, 2) if position >= int(begin)
+    ]
+
+
+def test_a_renamed_task_is_asked_for_once(renamed, command) -> None:
+    done = command("rehearse", "app.py", "--without", "Low", "--set", "High.limit=9")
+    assert (done.code, "task High is left out, and so has no settings" in done.err) == (2, True)
+    assert told(command, "--without", "Low", "--without", "High").changes == ["without task High"]
+
+
 def test_a_difference_where_nothing_was_changed_is_an_error(ran, command) -> None:
     path = ran.folder / "in.jsonl"
     path.write_text(path.read_text().replace('"cid": 2', '"cid": 5', 1))

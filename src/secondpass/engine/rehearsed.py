@@ -20,14 +20,16 @@ from secondpass.engine.sentagain import SentAgain
 from secondpass.engine.standing import Standing, task_for
 from secondpass.errors import ChangeRefused, NotRepeated, SettingsError
 from secondpass.record import Change, DeadLetter, Retry
-from secondpass.store.reader import StoreReader
+from secondpass.store.reader import Renames, StoreReader
 from secondpass.task import FunctionTask, Task, with_settings
 
 
 @dataclass
 class Changes:
-    """What is different in the rehearsed chain."""
+    """What is different in the rehearsed chain; tasks are named as they are called now."""
 
+    renames: Renames = field(default_factory=lambda: Renames([]))
+    """What a recorded name is now."""
     code: dict[str, Task[Any]] = field(default_factory=dict[str, Task[Any]])
     """By name: tasks with other code than ran last."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
@@ -41,9 +43,19 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.told)
 
-    def modified(self, task: Task[Any]) -> Task[Any]:
-        """A task with the settings of the rehearsal."""
-        given = self.settings.get(task.name)
+    def leaves_out(self, name: str, position: int) -> bool:
+        """Whether the task that had this name at a position is left out."""
+        return self.renames.now(name, position) in self.without
+
+    def code_of(self, name: str, position: int) -> Task[Any] | None:
+        """The other code of the task that had this name at a position, under this name; None where it is as it was."""
+        now = self.renames.now(name, position)
+        task = self.code.get(now)
+        return task if task is None or name == now else task.options(name=name)
+
+    def modified(self, task: Task[Any], position: int) -> Task[Any]:
+        """A task, as it was named at a position, with the settings of the rehearsal."""
+        given = self.settings.get(self.renames.now(task.name, position))
         return with_settings(task, given) if given else task
 
 
@@ -54,7 +66,7 @@ def changes_of(
 
     What the app's file has otherwise than at the last start counts as a change: code, settings, tasks.
     """
-    found = Changes()
+    found = Changes(store.renames())
     running: list[Described] = store.meta("chain") or []
     before: list[Described] = store.meta("file") or running
     was = {one["name"]: one for one in before}
@@ -75,13 +87,21 @@ def changes_of(
                     found.settings.setdefault(task.name, {})[name] = getattr(task, name)
     known = {*names, *(one["name"] for one in running)}
     gone = [name for name in was if name not in names]
-    for name in [*gone, *without]:
+
+    def called(name: str) -> str:
+        """What a task is called now; it may have been renamed."""
+        return name if name in known or name in was else found.renames.since(name)
+
+    for name in dict.fromkeys([*gone, *map(called, without)]):
         if name not in known and name not in was:
             raise SettingsError(f"the chain has no task {name}; it has: {', '.join(sorted(known))}")
         found.without.add(name)
         found.told.append(f"without task {name}")
+    asked: dict[str, dict[str, Any]] = {}
     for name, given in settings.items():
-        if name in without:
+        asked.setdefault(called(name), {}).update(given)
+    for name, given in asked.items():
+        if name in found.without:
             raise SettingsError(f"task {name} is left out, and so has no settings: say one or the other")
         _set(found, app, running, name, given)
     return found
@@ -135,7 +155,8 @@ class Rehearsed(Standing):
         self.begun = True
         self._ran = [link.name for link in self.links]
         for link in list(self.links):
-            task = self._standing_for(link.task)
+            # The chain is the one of the record before this position: a start here, which may rename, comes behind it.
+            task = self._standing_for(link.task, position - 1)
             if task is None:
                 self._do(Change("remove", link.name), position, now)
             elif task is not link.task:
@@ -162,7 +183,8 @@ class Rehearsed(Standing):
             before: str | None = item.details.get("before")
             at = len(self._ran) if before is None or before not in self._ran else self._ran.index(before)
             self._ran.insert(at, name)
-        if name in self._changes.without or (came is not None and name in self._changes.code):
+        has_other_code = self._changes.code_of(name, item.position) is not None
+        if self._changes.leaves_out(name, item.position) or (came is not None and has_other_code):
             self.left_out.append(f"position {item.position}: {kind} {name}")
             return
         try:
@@ -171,7 +193,7 @@ class Rehearsed(Standing):
             self.left_out.append(f"position {item.position}: {kind} {name} ({error})")
             return
         for at, link in enumerate(self.links):
-            task = self._changes.modified(link.task)
+            task = self._changes.modified(link.task, item.position)
             if task is not link.task and describe(task)["settings"] != describe(link.task)["settings"]:
                 (twin,) = changed([link], {}, Change("set", link.name, task), item.position, now)
                 twin.let_go(now)
@@ -182,7 +204,7 @@ class Rehearsed(Standing):
         if self._sent_again.is_missing(retry.letter):
             self.not_sent += 1
             return None
-        if retry.task not in self._changes.without or retry.task not in self._ran:
+        if retry.task not in self._ran or any(link.name == retry.task for link in self.links):
             return super().entry(retry)
         behind = self._ran[self._ran.index(retry.task) + 1 :]
         return next((at for at, link in enumerate(self.links) if link.name in behind), len(self.links))
@@ -194,23 +216,25 @@ class Rehearsed(Standing):
         if not self.begun:
             return super()._task(described, position)
         name = described["name"]
-        if name in self._changes.without:
+        if self._changes.leaves_out(name, position):
             return None
-        if name in self._changes.code:
-            return self._changes.code[name]
+        other = self._changes.code_of(name, position)
+        if other is not None:
+            return other
         task = super()._task(described, position)
-        return None if task is None else self._changes.modified(task)
+        return None if task is None else self._changes.modified(task, position)
 
-    def _standing_for(self, task: Task[Any]) -> Task[Any] | None:
-        if task.name in self._changes.without:
+    def _standing_for(self, task: Task[Any], position: int) -> Task[Any] | None:
+        if self._changes.leaves_out(task.name, position):
             return None
-        return self._changes.code.get(task.name) or self._changes.modified(task)
+        return self._changes.code_of(task.name, position) or self._changes.modified(task, position)
 
     def _add(self, position: int, now: float) -> None:
         for task, behind in self._changes.added:
             names = [link.name for link in self.links]
             if task.name not in names:
-                at = next((names.index(name) for name in behind if name in names), len(names))
+                called = [self._changes.renames.now(name, position) for name in names]
+                at = next((called.index(name) for name in behind if name in called), len(called))
                 self.links.insert(at, self._came(task, position, now))
 
     def _do(self, change: Change, position: int, now: float) -> None:

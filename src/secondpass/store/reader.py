@@ -60,6 +60,13 @@ class Renames:
                 task = renamed.get(task, task)
         return task
 
+    def since(self, task: str) -> str:
+        """What a task is called since the last start, that was the last to have this name before a start renamed it."""
+        for begun, renamed in reversed(self._starts):
+            if task in renamed:
+                return self.now(task, begun - 1)
+        return task
+
 
 class Cells(Protocol):
     """How the cells of a table are read: a `CellCodec`, or its like where the types are not known."""
