@@ -244,6 +244,45 @@ def test_a_letter_of_a_timer_does_not_stand_for_that_of_an_event(project, comman
     assert counts(found)["dead letters"][0] == 2
 
 
+@pytest.mark.parametrize(
+    ("without", "gives"),
+    [((), "xDyz"), (("y",), "xDz"), (("y", "z"), "xD"), (("x",), "Dyz")],
+)
+def test_a_task_that_was_added_before_one_that_is_left_out_comes_before_what_is_behind_it(
+    project, command, without: tuple[str, ...], gives: str
+) -> None:
+    project.write(
+        "app.py",
+        """
+        class Named(Event):
+            name: str
+
+
+        class Sign(Task[Named]):
+            def handle(self, event: Named) -> Named:
+                return event.replace(name=event.name + self.name)
+
+
+        class D(Sign):
+            pass
+
+
+        app = App("signed", source=JsonLines(HERE / "in.jsonl", Named),
+                  tasks=[Sign().options(name="x"), D(), Sign().options(name="y"), Sign().options(name="z")])
+        """,
+    )
+    project.events([{"name": ""}])
+    assert command("run", "app.py", "-q").code == 0
+    for command_line in (("remove", "app.py", "D"), ("add", "app.py", "D", "--before", "y")):
+        assert command("task", *command_line).code == 0
+    project.events([{"name": ""}] * 2)
+    assert command("run", "app.py", "-q").code == 0
+    found = told(command, *[option for name in without for option in ("--without", name)])
+    last = [d.rehearsed["name"] for d in found.first if d.stream == "main"][-1:]
+    assert last == ([gives] if without else [])
+    assert found.notes == []
+
+
 def test_a_changed_file_is_rehearsed_before_it_runs(ran, command) -> None:
     path = ran.folder / "app.py"
     path.write_text(path.read_text().replace("event.cid == 9", "event.cid == 3").replace("+ 100", "+ 200"))

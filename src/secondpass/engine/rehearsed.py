@@ -183,6 +183,10 @@ class Rehearsed(Standing):
             before: str | None = item.details.get("before")
             at = len(self._ran) if before is None or before not in self._ran else self._ran.index(before)
             self._ran.insert(at, name)
+            if before is not None:
+                there = {link.name for link in self.links}
+                before = next((behind for behind in self._ran[at + 1 :] if behind in there), None)
+                item = item._replace(details={**item.details, "before": before})
         has_other_code = self._changes.code_of(name, item.position) is not None
         if self._changes.leaves_out(name, item.position) or (came is not None and has_other_code):
             self.left_out.append(f"position {item.position}: {kind} {name}")
