@@ -86,17 +86,27 @@ class Result:
 
 
 def stop_error(
-    task: Task[Any], position: int, event: Any, error: BaseException, letter: int | None = None
+    task: Task[Any],
+    position: int,
+    event: Any,
+    error: BaseException,
+    letter: int | None = None,
+    *,
+    to_mend: bool = True,
 ) -> TaskError:
-    """The error that stops an app at one event, naming event, task and reason; or at a dead letter that was sent again."""
+    """The error that stops an app at one event, naming event, task and reason; or at a dead letter that was sent again.
+
+    Where nobody is `to_mend` it, as the app only might have stopped, it does not say what comes next.
+    """
     place = f"task {task.name}, position {position}, event {event!r}"
     details: dict[str, Any] = {"task": task.name, "position": position}
     if letter is not None:
         details["letter"] = letter
     if isinstance(error, TaskError):
         return type(error)(f"{error}\n  at {place}", **details)
+    next_ = f"; mend it and run again: {what_is_next(details)}" if to_mend else ""
     return TaskStopped(
-        f"{error_text(error)}\n  at {place}\n  the task says on_error='stop'; mend it and run again: {what_is_next(details)}",
+        f"{error_text(error)}\n  at {place}\n  the task says on_error='stop'{next_}",
         traceback=trace_text(error),
         **details,
     )

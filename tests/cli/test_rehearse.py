@@ -539,6 +539,50 @@ def test_a_difference_where_nothing_was_changed_is_an_error(ran, command) -> Non
     assert "run again it is" in done.err
 
 
+@pytest.mark.parametrize(("cids", "end"), [((1, 9, 3), 1), ((9, 3), 0)])
+def test_a_changed_chain_that_stops_the_app_is_no_chain_without_a_difference(
+    project, command, cids: tuple[int, ...], end: int
+) -> None:
+    project.write(
+        "app.py",
+        """
+        class Most(Task[Seen]):
+            most: int = 5
+
+            def handle(self, event: Seen) -> Seen:
+                if event.cid > self.most:
+                    raise ValueError("too many")
+                return event
+
+
+        class Fragile(Task[Seen]):
+            def handle(self, event: Seen) -> Seen:
+                if event.cid == 9:
+                    raise ValueError("nine")
+                return event
+
+
+        app = App("stops", source=JsonLines(HERE / "in.jsonl", Seen),
+                  tasks=[Most(), Fragile().options(on_error="stop")])
+        """,
+    )
+    project.seen(*cids)
+    assert command("run", "app.py", "-q").code == 0
+    done = command("rehearse", "app.py", "--set", "Most.most=20", "--html", "report.html")
+    assert done.code == 1
+    head = "position 0 to 0" if end else "no position from 0 on"
+    assert done.out.splitlines()[0] == f"stops: {head} rehearsed with"
+    assert f"no difference before position {end}; there the changed chain stops the app" in done.out
+    assert "stopped: ValueError: nine" in done.out
+    assert "mend it" not in done.out
+    page = " ".join((project.folder / "report.html").read_text().split())
+    assert f"from what was put out, until the changed chain stops at position {end}." in page
+    done = command("rehearse", "app.py", "--set", "Most.most=20", "--json")
+    report = done.document(RehearsalReport)
+    assert (done.code, report.end, report.differences) == (1, end, 0)
+    assert (report.stopped or "").startswith("ValueError: nine")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

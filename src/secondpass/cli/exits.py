@@ -34,7 +34,7 @@ DONE, DIFFERENCE, USAGE, TASK, INPUT, OUTPUT, STORE, INTERNAL, INTERRUPTED = 0, 
 
 MEANINGS: dict[int, str] = {
     DONE: "done",
-    DIFFERENCE: "`check` found a difference, or a re-run did",
+    DIFFERENCE: "`check` found a difference, or a re-run did, or a rehearsal stopped",
     USAGE: "the command, the app or an option is wrong",
     TASK: "a task stopped the app",
     INPUT: "an input cannot be read, or is not the one read before",

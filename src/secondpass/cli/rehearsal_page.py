@@ -57,9 +57,14 @@ def _lines(report: RehearsalReport) -> Iterator[str]:
     yield f"<title>{escape(title)}</title><style>\n{_STYLE}\n</style></head><body><main>"
     yield f"<h1>{escape(title)}</h1>"
     told = text.plural(report.differences, "difference") if report.differences else "no difference"
+    where = text.positions(report.begin, report.end)
+    until = (
+        ""
+        if report.stopped is None
+        else f", until the changed chain stops at position {text.count(report.end)}"
+    )
     yield (
-        f'<p>Positions {text.count(report.begin)} to {text.count(report.end - 1)}: <strong id="told">{told}</strong> '
-        f"from what was put out.</p>"
+        f'<p>{where[:1].upper()}{where[1:]}: <strong id="told">{told}</strong> from what was put out{until}.</p>'
     )
     if report.changes:
         yield (

@@ -140,7 +140,7 @@ def rehearse(
             text.say(list(lines_of(report)))
             if html is not None and not quiet:
                 text.say(f"the report is in {shown(html)}", err=True)
-        unexpected = report.differences and not report.changes
+        unexpected = report.stopped is not None or (report.differences and not report.changes)
         return DIFFERENCE if unexpected else DONE
 
     return apart(rehearsed)
@@ -256,10 +256,9 @@ def _event(event: Any) -> Any:
 
 def lines_of(report: RehearsalReport) -> Iterator[str]:
     """A rehearsal as text."""
-    what = "positions" if report.end - report.begin != 1 else "position"
     yield (
         click.style(report.app, bold=True)
-        + f": {what} {text.count(report.begin)} to {text.count(report.end - 1)} rehearsed"
+        + f": {text.positions(report.begin, report.end)} rehearsed"
         + (" with" if report.changes else ", unchanged")
     )
     for change in report.changes:
@@ -284,7 +283,11 @@ def lines_of(report: RehearsalReport) -> Iterator[str]:
     if report.stopped is not None:
         yield click.style("stopped: ", fg="red", bold=True) + text.one_line(report.stopped)
     if not report.differences:
-        yield "no difference"
+        yield (
+            "no difference"
+            if report.stopped is None
+            else f"no difference before position {text.count(report.end)}; there the changed chain stops the app"
+        )
     elif not report.changes:
         yield click.style("nothing was changed, and yet it differs", fg="red", bold=True) + (
             ": what runs now is not what ran, or handle depends on more than event and state (`secondpass check` finds out)"

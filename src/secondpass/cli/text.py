@@ -30,6 +30,17 @@ def count(n: int) -> str:
     return f"{n:,}"
 
 
+def positions(begin: int, end: int) -> str:
+    """The positions from one to before another.
+
+    >>> positions(0, 1000), positions(3, 4), positions(3, 3)
+    ('positions 0 to 999', 'position 3 to 3', 'no position from 3 on')
+    """
+    if begin == end:
+        return f"no position from {count(begin)} on"
+    return f"{'positions' if end - begin != 1 else 'position'} {count(begin)} to {count(end - 1)}"
+
+
 def plural(n: int, noun: str) -> str:
     """A number of things.
 

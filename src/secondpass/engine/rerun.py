@@ -113,7 +113,9 @@ class Rerun:
             if cut.index:
                 self._run(epoch.cut(cut.index, []), on_epoch)
             if self.stopped is None:  # a later task may stop it at an earlier event
-                self.stopped = stop_error(cut.task, epoch.first + cut.index, cut.event, cut.error)
+                self.stopped = stop_error(
+                    cut.task, epoch.first + cut.index, cut.event, cut.error, to_mend=False
+                )
             return
         for (task, table), delta in outcome.deltas.items():
             cells = next(stage for stage in chain.stages if stage.name == task).tables[table]
