@@ -97,9 +97,31 @@ def test_another_setting_is_shown_with_what_it_changes(ran, command) -> None:
 
 def test_the_events_of_the_differences_can_be_explained(ran, command) -> None:
     found = told(command, "--set", "Suppress.window_s=5")
-    arguments = found.first[0].explain.split()
+    arguments = (found.first[0].explain or "").split()
     assert arguments[0] == "secondpass"
     assert "position 5" in command(*arguments[1:]).out
+
+
+def test_a_difference_has_no_command_that_explains_it_where_the_code_that_ran_is_gone(ran, command) -> None:
+    path = ran.folder / "app.py"
+    was = path.read_text()
+    path.write_text(was.replace("+ 100", "+ 200"))
+    done = command("rehearse", "app.py", "--html", "report.html")
+    assert "changed at position 0" in done.out
+    assert "explain app.py" not in done.out
+    assert "explain app.py" not in (ran.folder / "report.html").read_text()
+    assert {one.explain for one in told(command).first} == {None}
+    append(ran, '{"cid": 4, "time": 10.0}\n')
+    assert command("run", "app.py", "-q").code == 0
+    # What ran since the last start can be explained, what ran before cannot; and the other way round with the code before it.
+    (ran.folder / "other.py").write_text(was.replace("+ 100", "+ 300"))
+    found = told(command, "--code", "other.py")
+    assert [d.position for d in found.first if d.explain is not None] == [10]
+    assert command(*(found.first[-1].explain or "").split()[1:]).code == 0
+    path.write_text(was)
+    found = told(command, "--code", "other.py")
+    assert [d.position for d in found.first if d.explain is None] == [10]
+    assert command(*(found.first[0].explain or "").split()[1:]).code == 0
 
 
 def test_outputs_that_are_others_count_as_changed_and_one_task_less_can_be_tried(ran, command) -> None:

@@ -2,7 +2,7 @@
 
 figures     what differs, stream by stream
 charts      outputs over the stream's time, put out and rehearsed, on one scale; with the numbers as text
-list        the first differences, each with the command that explains it
+list        the first differences, each with the command that explains it, where one does
 """
 
 from __future__ import annotations
@@ -184,4 +184,5 @@ def _difference(one: DifferenceReport) -> Iterator[str]:
     if one.rehearsed is not None:
         now = '<span class="soft">now </span>' if one.kind == "changed" else ""
         yield f'<div class="event">{now}{escape(line(one.rehearsed))}</div>'
-    yield f'<code class="soft">{escape(one.explain)}</code></td></tr>'
+    explain = "" if one.explain is None else f'<code class="soft">{escape(one.explain)}</code>'
+    yield f"{explain}</td></tr>"

@@ -212,7 +212,7 @@ def report_of(found: Rehearsal, store: str, command: str) -> RehearsalReport:
                 event=_event(d.event),
                 recorded=d.recorded,
                 rehearsed=d.rehearsed,
-                explain=f"{command} {d.position}",
+                explain=f"{command} {d.position}" if d.position in found.explainable else None,
             )
             for d in found.first
         ],
@@ -310,7 +310,8 @@ def _difference(one: DifferenceReport) -> Iterator[str]:
     else:
         said = line(one.recorded if one.kind == "gone" else one.rehearsed)
         yield f"  {kind}{stream} at position {one.position}{at}: {said}"
-    yield click.style(f"    {one.explain}", dim=True)
+    if one.explain is not None:
+        yield click.style(f"    {one.explain}", dim=True)
 
 
 def _rates(report: RehearsalReport) -> Iterator[str]:

@@ -549,7 +549,10 @@ class DifferenceReport(Shape):
     event: Annotated[Any, says("the record's own event")]
     recorded: Annotated[Any, says("null where there was none")]
     rehearsed: Annotated[Any, says("null where there is none")]
-    explain: Annotated[str, says("the command that explains the recorded decision")]
+    explain: Annotated[
+        str | None,
+        says("the command that explains the recorded decision; null where the code that ran is gone"),
+    ]
 
 
 class RateReport(Shape):

@@ -29,6 +29,7 @@ from secondpass.engine.replay import Base, Replay, records_of
 from secondpass.engine.rerun import Rerun
 from secondpass.engine.sentagain import SentAgain
 from secondpass.engine.snapshots import Kept
+from secondpass.engine.standing import gone_from
 from secondpass.engine.walk import Walk
 from secondpass.errors import InputError, NotRepeated, SettingsError
 from secondpass.reference import Tally
@@ -52,6 +53,8 @@ class Rehearsal:
     """The position behind the last."""
     streams: list[StreamDifference]
     first: list[Different]
+    explainable: set[int]
+    """Positions of these whose recorded decision can be explained: the code that ran is there."""
     rates: Rates
     tallies: dict[str, Tally]
     """By task of the changed chain: what became of its events."""
@@ -159,6 +162,7 @@ def rehearse(
         end=last if stopped is None else int(stopped.details.get("position", last)),
         streams=list(comparison.streams.values()),
         first=comparison.first,
+        explainable=_explainable(ran or app, store, kept, {one.position for one in comparison.first}),
         rates=comparison.rates,
         tallies={
             name: comparison.tallies.get(name, Tally()) for name in [link.name for link in standing.links]
@@ -197,6 +201,22 @@ def _repeats(
         return 0
     finally:
         base.close()
+
+
+def _explainable(app: App, store: StoreReader, kept: Kept, positions: set[int]) -> set[int]:
+    """Of some positions, those that can be run again with the code that ran."""
+    gone: dict[int, float] = {}
+    found: set[int] = set()
+    for position in positions:
+        base = kept.nearest(position)
+        try:
+            if base.position not in gone:
+                gone[base.position] = gone_from(app, store, base)
+        finally:
+            base.close()
+        if position < gone[base.position]:
+            found.add(position)
+    return found
 
 
 def _base(

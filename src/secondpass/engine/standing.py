@@ -7,7 +7,9 @@ that is there now, where that is the same; where it is not, that is said.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -21,7 +23,7 @@ from secondpass.engine.lookups import Recalled
 from secondpass.engine.replay import Base, Commanded, Restarted, WasLoaded
 from secondpass.errors import ChangeRefused, NotRepeated, SettingsError
 from secondpass.record import Change, DeadLetter, Retry
-from secondpass.store.reader import Unreadable
+from secondpass.store.reader import StoreReader, Unreadable
 from secondpass.task import FunctionTask, Options, Task, with_options, with_settings
 
 
@@ -76,13 +78,7 @@ class Standing:
         if item.details["asked"] == "reload":
             self._lookups.note(item.details["task"], item.details["cells"], whole=False)
             return
-        came: Described | None = item.details.get("to")
-        try:
-            change = recorded_change(item.details)
-        except SettingsError as error:
-            raise _gone(item.details["task"], item.position, str(error)) from error
-        if came is not None and change.to is not None:
-            _refuse_other_code(change.to, came, item.position)
+        change = _change_of(item.details, item.position)
         if change.kind == "add" and change.to is not None:
             self._bring_back(change.to)
         try:
@@ -205,6 +201,41 @@ def task_for(described: Described, app: App, position: int) -> Task[Any]:
     if here["options"] != described["options"]:
         task = with_options(copy.copy(task), msgspec.convert(described["options"], Options))
     return task
+
+
+def _change_of(details: dict[str, Any], position: int) -> Change:
+    """A command with the code that it brought; raises `NotRepeated` where that is not there any more."""
+    came: Described | None = details.get("to")
+    try:
+        change = recorded_change(details)
+    except SettingsError as error:
+        raise _gone(details["task"], position, str(error)) from error
+    if came is not None and change.to is not None:
+        _refuse_other_code(change.to, came, position)
+    return change
+
+
+def gone_from(app: App, store: StoreReader, base: Base) -> float:
+    """The position from which on what ran since a base cannot be run again, as its code is gone; infinite for none."""
+    entries = [
+        (number, at, details)
+        for kind in ("start", "command")
+        for number, at, details in store.history_of(kind)
+        if number > base.entries and ("chain" in details or "to" in details)
+    ]
+    at = base.position
+    chain: list[Described] = [] if base.snapshot is None else base.snapshot.meta("chain") or []
+    try:
+        for one in chain:
+            task_for(one, app, at)
+        for _, at, details in sorted(entries, key=itemgetter(0)):
+            for one in details.get("chain", ()):
+                task_for(one, app, at)
+            if "to" in details:
+                _change_of(details, at)
+    except NotRepeated:
+        return at
+    return math.inf
 
 
 def _elsewhere(described: Described) -> Task[Any] | None:
