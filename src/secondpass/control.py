@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.01
 # How the log came to be: to be read so again, not done to the app.
-_TAKEN = ("intake", "taken", "ahead", "tick")
+_TAKEN = ("intake", "taken", "ahead", "tick", "ordered")
 WAIT_S = 60.0
 _PREPARED = ("start", "set", "add", "replace")  # what may take its time before it has a position
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+
+from secondpass.connectors import ordered as ordered_module
+from secondpass.engine import run as run_module
+from secondpass.loading import load
 
 APP = """
 from secondpass import timer
@@ -70,3 +77,70 @@ def test_check_takes_all_of_its_events(ordered, command, follow: str) -> None:
     assert done.code == 0, done.err
     # What is followed has no end at which the last ones would be let go.
     assert f"{7 if follow == 'follow=False' else 4} events" in done.out
+
+
+LATER = (119.0, 122.0, 130.0, 121.0, 140.0)
+AFTER_STANDING_STILL = [122.0, 130.0, 140.0]
+
+
+def run_until(made: Any, position: int) -> None:
+    """Run the app on an input that stands still, with a clock that goes on, until so many records were given."""
+    app = load(str(made.folder / "sorted.py"))
+    (source,) = app.sources
+    now = iter(range(10**9))
+    source.clock = lambda: next(now)
+
+    def look(hub: Any) -> None:
+        hub.stopping = hub.store.progress.position == position
+
+    app.run(on_epoch=look, on_start=lambda hub: setattr(hub, "sleep", lambda _seconds: None), workers=0)
+
+
+@pytest.fixture
+def stood_still(ordered):
+    """A followed source that stood still twice: what came behind it is late, also after the restart."""
+
+    def make():
+        made = ordered(follow="follow=True")
+        run_until(made, len(TIMES))
+        made.events([{"cid": i, "time": time} for i, time in enumerate([*TIMES, *LATER])])
+        run_until(made, len(TIMES) + len(LATER))
+        assert [event["time"] for event in made.output()] == [*IN_ORDER, *AFTER_STANDING_STILL]
+        return made
+
+    return make
+
+
+def test_what_stood_still_is_explained_and_rehearsed(
+    stood_still, command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stood_still()
+
+    def unasked() -> float:
+        raise AssertionError("read again, it looks at no clock")
+
+    monkeypatch.setattr(ordered_module, "time", SimpleNamespace(monotonic=unasked, time=unasked))
+    for position in range(len(TIMES) + len(LATER)):
+        done = command("explain", "sorted.py", str(position))
+        assert done.code == 0, done.err
+    done = command("rehearse", "sorted.py")
+    assert (done.code, done.err) == (0, "")
+    assert "no difference" in done.out
+    assert "ordered" not in command("history").out
+
+
+def test_a_store_that_does_not_tell_when_it_stood_still_is_named_as_the_cause(
+    stood_still, command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("secondpass.engine.intake.Intake._note", lambda *_: None)
+        older.setattr(run_module, "LATE", "none")  # a start that promises no such entries
+        stood_still()
+    cause = (
+        f"to position {len(TIMES) + len(LATER)} the app ran with a secondpass that did not record when a source in "
+        f"order (`Ordered`) stood still and let go of what it held"
+    )
+    for asked in (["rehearse", "sorted.py"], ["explain", "sorted.py", str(len(TIMES))]):
+        done = command(*asked)
+        assert done.code != 0
+        assert cause in done.err

@@ -168,6 +168,22 @@ def test_what_is_held_goes_when_the_source_has_stood_still_for_as_long() -> None
     assert records_of(reader.read(10)) == [Late(Seen(n=2, time=9.0))]
 
 
+def test_what_was_let_go_is_not_held_again_after_a_restart() -> None:
+    clock, given = Clock(), [Seen(n=0, time=100.0), Seen(n=1, time=101.0), Seen(n=2, time=90.0)]
+    source = Ordered(Given(given[:1], following=True), lateness_s=5.0)
+    source.clock = clock
+    reader = source.open(None)
+    assert reader.read(10).count == 0
+    source._inner.records = given  # the two come in a batch of their own
+    assert records_of(reader.read(10)) == [Late(given[2])]
+    assert reader.read(10).count == 0
+    clock.now = 5.0
+    assert reader.read(10).decided == {"let_go": [2]}
+    first = reader.read(1)
+    assert records_of(first) == [given[0]]
+    assert records_of(source.open(first.offset).read(10)) == [given[1]]
+
+
 class Once(Task[Seen]):
     seen = table(int, float)
 

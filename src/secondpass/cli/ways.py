@@ -108,7 +108,7 @@ def record(app: App, limit: int) -> list[Any]:
     try:
         while len(log) < limit:
             epoch = intake.take(1, len(log), float("-inf"), min(READ_AT_ONCE, limit - len(log)))
-            if epoch is None or (not epoch.count and epoch.offsets == places):
+            if epoch is None or (not epoch.count and epoch.offsets == places and not intake.told):
                 break  # the end; or nothing more there now, where an input is followed
             log += _records_of(epoch)
             places = epoch.offsets

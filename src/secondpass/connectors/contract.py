@@ -26,9 +26,13 @@ class Batch:
     `events` are the decoded ones; `origin[i]` is the index of `events[i]` among the batch's `count`
     records; `refused` maps the remaining indexes to what is wrong there, or to what came too late. `offset` is where the reader
     stands after the batch: plain msgpack data that `Source.open` takes.
+
+    A batch of no records may tell with `decided` what does not follow from the input, as numbers of records, counted from the
+    next one to be given: the next batch has records, and with them it is recorded. Where the log is read again, the reader is
+    told (`again`, `recall`), and decides nothing itself.
     """
 
-    __slots__ = ("count", "events", "offset", "origin", "refused")
+    __slots__ = ("count", "decided", "events", "offset", "origin", "refused")
 
     def __init__(
         self,
@@ -38,12 +42,14 @@ class Batch:
         count: int | None = None,
         origin: Sequence[int] | None = None,
         refused: Mapping[int, Refused | Late] | None = None,
+        decided: Mapping[str, list[int]] | None = None,
     ) -> None:
         self.events = events
         self.offset = offset
         self.count = len(events) if count is None else count
         self.origin: Sequence[int] = range(len(events)) if origin is None else origin
         self.refused: Mapping[int, Refused | Late] = refused or {}
+        self.decided = decided
 
 
 class Reader(Protocol):

@@ -12,6 +12,12 @@ of the records since have been given.
 Two things do not follow from the input: that it had ended, or stood still for long enough, so that all that was held was
 let go; and that an event was too far ahead of the clock. They become part of the place first, with a batch of no records,
 and take effect when that is given: so they are decided once.
+
+    let_go      before this record of the inner source arrived, all that was held went
+    ahead       these records of it were too far ahead of the clock
+
+The same is recorded, and a reader that reads `again` is told of it before it comes that far. No more records arrive there
+than are needed for those that are asked for: what it is told next may be about the one after them.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
 from typing import Any
 
@@ -110,9 +116,17 @@ class _OrderedReader:
         """Of so many records it is known whether they were."""
         self._let_go = False
         """Whether what is held goes, by a decision that the last batch has told."""
+        self._gone_at = -1
+        """How many records had arrived when all was let go last."""
         self._ended = False
         self._since: float | None = None
         self._readers: dict[type, Any] = {}
+        self._again = self._alone = False
+        self._stops: deque[int] = deque()
+        """When it reads again: before which records to let go."""
+        self._coming: deque[Any] = deque()
+        """When it reads again: of an inner batch, what has not arrived yet."""
+        self._given_before = 0 if offset is None else offset["given"]
         self.begins_at = None if begins_at is None else self._offset()
         if offset is not None:
             self._resume(offset)
@@ -120,50 +134,57 @@ class _OrderedReader:
     # ---- reading
 
     def read(self, limit: int) -> Batch | None:
+        if self._again:
+            return self._read_again(limit)
         if not self._ready and self._let_go:
             self._release()
         if not self._ready:
             if self._ended:
                 return None
-            told = self._arrive(limit)
-            if told or not self._ready:
-                return Batch([], self._offset())
+            decided = self._arrive(limit)
+            if decided or not self._ready:
+                return Batch([], self._offset(), decided=decided)
         return self._give(limit)
 
-    def _arrive(self, limit: int) -> bool:
-        """Take what the inner source has; whether something was decided that is to be told first."""
+    def _arrive(self, limit: int) -> dict[str, list[int]] | None:
+        """Take what the inner source has; what was decided, which is to be told first."""
         batch = self._inner.read(limit)
         if batch is None:
             self._ended, self._let_go = True, bool(self._held)
-            return True
-        if batch.count:
+        elif batch.count:
             self._since = None
-            return self._take(batch, batch.count)
-        self._before = batch.offset
-        return self._stands_still()
+            first = self._arrived
+            self._take(batch, batch.count)
+            ahead = sorted(n for n in self._ahead if n >= first)
+            return {"ahead": [n - self._given for n in ahead]} if ahead else None
+        else:
+            self._before = batch.offset
+            self._let_go = self._stands_still()
+        return {"let_go": [self._arrived - self._given]} if self._let_go else None
+
+    @property
+    def _given(self) -> int:
+        """Of the records that have arrived: how many were given."""
+        return self._arrived - len(self._held) - len(self._ready)
 
     def _stands_still(self) -> bool:
+        """Whether nothing has come for so long that what is held goes."""
         if not self._held:
             return False
         at = self._source.clock()
         if self._since is None:
             self._since = at
-        self._let_go = at - self._since >= self._source.lateness_s
-        return self._let_go
+        return at - self._since >= self._source.lateness_s
 
-    def _take(self, batch: Batch, count: int) -> bool:
+    def _take(self, batch: Batch, count: int) -> None:
         """Let the first records of an inner batch arrive."""
         part = _Part(self._before, self._arrived, self._latest, self._frontier)
         self._parts.append(part)
-        by_index = dict(zip(batch.origin, batch.events, strict=True))
-        ahead = len(self._ahead)
         limit = math.inf if self._source.max_ahead_s is None else time.time() + self._source.max_ahead_s
-        for index in range(count):
-            record = by_index[index] if index in by_index else batch.refused[index]
+        for record in _records_of(batch)[:count]:
             self._put(record, part, limit)
         self._before = batch.offset
         self._drop_parts()
-        return len(self._ahead) > ahead
 
     def _put(self, record: Any, part: _Part, limit: float) -> None:
         """One record arrives."""
@@ -202,7 +223,7 @@ class _OrderedReader:
 
     def _release(self) -> None:
         """Let go of all that is held: what comes behind it is late."""
-        self._let_go, self._since = False, None
+        self._let_go, self._since, self._gone_at = False, None, self._arrived
         self._frontier = max(self._frontier, self._latest)
         self._release_upto(math.inf)
 
@@ -221,11 +242,49 @@ class _OrderedReader:
         self._drop_parts()
         return Batch(events, self._offset(), count=count, origin=origin if refused else None, refused=refused)
 
+    # ---- reading again
+
+    def again(self, *, alone: bool) -> None:
+        """Decide nothing from here on; `alone`: what is asked for are records of this source, all of them."""
+        self._again, self._alone = True, alone
+
+    def recall(self, decided: Mapping[str, list[int]], opened: int) -> None:
+        """Do what was decided, when it comes to these records; so many had been given where this reader was opened."""
+        from_here = self._given_before - opened
+        self._stops += [n + from_here for n in decided.get("let_go", ())]
+        self._ahead |= {n + from_here for n in decided.get("ahead", ())}
+
+    def _read_again(self, limit: int) -> Batch | None:
+        part = _Part(self._before, self._arrived, self._latest, self._frontier)  # no place is asked for
+        wanted = limit if self._alone else 1
+        while len(self._ready) < wanted:
+            if self._let_go or (self._stops and self._arrived >= self._stops[0]):
+                if not self._let_go:
+                    self._stops.popleft()
+                self._release()
+                continue
+            if not self._coming:
+                batch = self._inner.read(limit)
+                if batch is None and self._held:
+                    self._release()  # a store that does not tell it: what has ended lets go
+                    continue
+                if batch is None or (not batch.count and batch.offset == self._before):
+                    self._ended = batch is None
+                    break
+                self._before = batch.offset
+                self._coming.extend(_records_of(batch))
+                continue
+            self._put(self._coming.popleft(), part, math.inf)
+        return None if self._ended and not self._ready else self._give(limit)
+
     # ---- places
 
     def _drop_parts(self) -> None:
         while self._parts and not self._parts[0].left:
             self._parts.popleft()
+        if self._ahead:
+            oldest = self._parts[0].arrived if self._parts else self._arrived
+            self._ahead = {n for n in self._ahead if n >= oldest}
 
     def _offset(self) -> dict[str, Any]:
         part = (
@@ -233,16 +292,17 @@ class _OrderedReader:
             if self._parts
             else _Part(self._before, self._arrived, self._latest, self._frontier)
         )
-        arrived = self._arrived - part.arrived
         return {
             "ordered": 1,
+            "name": self._source.name,
             "inner": part.before,
             "latest": part.latest,
             "frontier": part.frontier,
-            "given": arrived - len(self._held) - len(self._ready),
-            "arrived": arrived,
+            "given": self._given - part.arrived,
+            "arrived": self._arrived - part.arrived,
             "ahead": sorted(n - part.arrived for n in self._ahead if n >= part.arrived),
             "let_go": self._let_go,
+            "gone": self._gone_at == self._arrived,
         }
 
     def _resume(self, offset: dict[str, Any]) -> None:
@@ -251,13 +311,13 @@ class _OrderedReader:
         self._ahead, self._known = set(offset["ahead"]), offset["arrived"]
         while self._arrived < offset["arrived"]:
             batch = self._inner.read(offset["arrived"] - self._arrived)
-            if batch is None or (not batch.count and self._following):
+            if batch is None or (not batch.count and self._following and batch.offset == self._before):
                 raise InputError(
                     f"{self._source.name} ends {offset['arrived'] - self._arrived} records before the place where the last "
                     f"run stopped; restore it, or start over with --fresh"
                 )
             self._take(batch, batch.count)
-        if len(self._ready) < offset["given"]:
+        if offset.get("gone", len(self._ready) < offset["given"]):
             self._release()  # all was let go before the last of them was given
         for _ in range(offset["given"]):
             _, part = self._ready.popleft()
@@ -275,6 +335,11 @@ class _OrderedReader:
 
     def close(self) -> None:
         self._inner.close()
+
+
+def _records_of(batch: Batch) -> list[Any]:
+    by_index = dict(zip(batch.origin, batch.events, strict=True))
+    return [by_index[i] if i in by_index else batch.refused[i] for i in range(batch.count)]
 
 
 __all__ = ["Ordered"]

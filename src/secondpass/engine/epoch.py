@@ -56,6 +56,8 @@ class Epoch:
     ahead_of: float = 0.0
     intake_time: float | None = None
     taken: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    decided: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """What sources had decided before it, that does not follow from their input."""
     _nows: list[float] | None = None
 
     @classmethod
@@ -114,6 +116,7 @@ class Epoch:
             ahead_of=self.ahead_of,
             intake_time=self.intake_time,
             taken=_first(self.taken, index),
+            decided=self.decided,
         )
 
 

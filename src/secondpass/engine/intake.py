@@ -3,13 +3,16 @@
 Finite sources merge by (time, order of the sources, offset); followed ones by arrival, recorded. A source's
 place is `{"offset": where a batch began, "skip": records of that batch already taken, "records": those taken in
 all}`, so that a merge may stop in the middle of a batch, and can be done again.
+
+What a source decides that does not follow from its input (`Batch.decided`) becomes part of its place between two epochs. The
+next epoch has it, so that it is recorded with the first place that it is part of.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -24,7 +27,14 @@ from secondpass.record import INTAKE, DeadLetter, Late, Refused, refuse_time
 class _Feed:
     """One source being read, with the batch in hand when several are merged."""
 
-    def __init__(self, source: Any, place: dict[str, Any] | None, follow: bool, accept: bool) -> None:
+    def __init__(
+        self,
+        source: Any,
+        place: dict[str, Any] | None,
+        follow: bool,
+        accept: bool,
+        prepare: Callable[[Reader], None],
+    ) -> None:
         self.name: str = source.name
         self.type: Any = source.type
         self.following = follow or source.following
@@ -32,10 +42,16 @@ class _Feed:
         self.reader: Reader = source.open(self.before, follow=self.following, accept=accept)
         if self.before is None:
             self.before = getattr(self.reader, "begins_at", None)  # a log is known by its place
+        prepare(self.reader)
         self.batch: Batch | None = None
+        self.told: Batch | None = None
+        """A batch that told what the source has decided: to be heeded by the next epoch."""
+        self._decided: list[dict[str, list[int]]] = []
         self.taken = 0
         self.records: int = place.get("records", 0) if place else 0
         """Taken since the beginning of the store."""
+        self.opened = self.records - place["skip"] if place else 0
+        """How many of these were given before the reader was opened."""
         self.until: int | None = None
         """Where it ends for whoever takes the same again."""
         self.ended = False
@@ -47,20 +63,39 @@ class _Feed:
         """Pass over what was taken of a batch before a restart."""
         while records:
             batch = self.reader.read(records)
-            if batch is None or (not batch.count and self.following):
+            if batch is None or (not batch.count and self.following and batch.offset == self.before):
                 raise InputError(
                     f"{self.name} ends {records} records before the place where the last run stopped; restore it, or "
                     f"start over with --fresh"
                 )
             records -= batch.count
             self.before = batch.offset
+            self._decide(batch, self.records - records)
 
     def read(self, limit: int) -> Batch | None:
         """The next batch; None at the end."""
         batch = self.reader.read(limit)
         if batch is None:
             self.ended = True
+        elif batch.decided:
+            self.told = batch
         return batch
+
+    def heed(self) -> list[dict[str, list[int]]]:
+        """Let what the source has told be part of its place; what that was."""
+        if self.told is not None:
+            self.before = self.told.offset
+            self._decide(self.told, self.records)
+            self.told = None
+        found, self._decided = self._decided, []
+        return found
+
+    def _decide(self, batch: Batch, given: int) -> None:
+        """Note what was told when so many had been given, by the numbers that records have since the beginning."""
+        if batch.decided:
+            self._decided.append(
+                {name: [given + n for n in numbers] for name, numbers in batch.decided.items()}
+            )
 
     def place(self) -> dict[str, Any] | None:
         """Where this source stands, for the commit."""
@@ -74,14 +109,14 @@ class _Feed:
         """Have a record in hand; gives False when a followed source has none now, or at the end."""
         if self.until is not None and self.records >= self.until:
             return False
-        while self.batch is None and not self.ended:
+        while self.batch is None and not self.ended and self.told is None:
             batch = self.read(limit)
             if batch is not None and batch.count:
                 self.batch, self.taken = batch, 0
                 self._by_index = dict(zip(batch.origin, batch.events, strict=True))
                 continue
-            if batch is not None:
-                self.before = batch.offset  # what a source has decided without giving a record
+            if batch is not None and self.told is None:
+                self.before = batch.offset
             if self.following:
                 break  # a finite source only pauses: to go on without it would merge by arrival
         return self.batch is not None
@@ -111,10 +146,13 @@ class Intake:
         max_ahead_s: float | None = None,
     ) -> None:
         self._feeds: list[_Feed] = []
+        self._decided: list[dict[str, Any]] = []
+        """What sources have decided, and no epoch has yet."""
+        self._alone = len(sources) == 1
         try:
             for i, source in enumerate(sources):
                 place = places[i] if i < len(places) else None
-                self._feeds.append(_Feed(source, place, follow, accept))
+                self._feeds.append(_Feed(source, place, follow, accept, self._prepare))
         except BaseException:
             self.close()
             raise
@@ -129,13 +167,27 @@ class Intake:
         self._places_before: list[Any] = []
         self._picked: list[int] = []
 
+    def _prepare(self, reader: Reader) -> None:
+        """A source was opened."""
+
+    def _note(self, number: int, decided: dict[str, list[int]]) -> None:
+        self._decided.append({"source": number, **decided})
+
     @property
     def following(self) -> bool:
         return any(f.following for f in self._feeds)
 
+    @property
+    def told(self) -> bool:
+        """Whether a source has decided something, so that the next epoch will have records."""
+        return any(f.told is not None for f in self._feeds)
+
     def take(self, number: int, first: int, now: float, limit: int) -> Epoch | None:
         """Up to `limit` records as an epoch: one of no records when none is there now, None at the end."""
         taken: list[tuple[int, int]] = []
+        for i, feed in enumerate(self._feeds):
+            for decided in feed.heed():
+                self._note(i, decided)
         self._places_before = [f.place() for f in self._feeds]
         if self._max_ahead_s is not None:
             self._came_at = time.time()
@@ -145,7 +197,8 @@ class Intake:
             batch = feed.read(limit)
             if batch is None:
                 return None
-            feed.before = batch.offset
+            if feed.told is None:
+                feed.before = batch.offset
             feed.records += batch.count
         elif self.following:
             batch = self._by_arrival(limit, taken, number)
@@ -165,6 +218,9 @@ class Intake:
         if self._latest > self._horizon:
             events, origin, times = self._refuse_times(events, origin, times, refused, ahead, first)
             self._latest = max(times, default=-math.inf)
+        decided: list[dict[str, Any]] = []
+        if batch.count:
+            decided, self._decided = self._decided, decided
         return Epoch(
             number=number,
             first=first,
@@ -181,6 +237,7 @@ class Intake:
             ahead_of=self._came_at,
             intake_time=intake_time,
             taken=taken,
+            decided=decided,
         )
 
     def _times(self, events: list[Any]) -> tuple[list[float], float | None]:
@@ -261,7 +318,7 @@ class Intake:
                     at = self._head_time(i, feed.head())
                     if best < 0 or at < best_time:
                         best, best_time = i, at
-            if best < 0:
+            if best < 0 or self.told:
                 break
             picked.append(self._feeds[best].head())
             self._picked.append(best)

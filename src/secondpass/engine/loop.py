@@ -390,6 +390,7 @@ class Hub:
             history.append(("tick", {"position": epoch.first, "time": epoch.tick}))
         if epoch.taken:
             history.append(("taken", epoch.taken))
+        history += [("ordered", decided) for decided in epoch.decided]
         deltas: dict[Any, Any] = dict(outcome.deltas)
         for task, values in outcome.values.items():
             deltas.update({(task, name): _ValueDelta({None: rest}) for name, rest in values.items()})

@@ -17,6 +17,7 @@ import msgspec
 from secondpass import codec
 from secondpass.engine.epoch import Epoch, Outcome
 from secondpass.engine.outbox import decode_events, decode_plain, encode_events, encode_json
+from secondpass.engine.replay import untold
 from secondpass.errors import NotRepeated, OutputError, SecondpassError
 from secondpass.record import INTAKE, DeadLetter
 from secondpass.store.format import OutputRow
@@ -25,7 +26,7 @@ from secondpass.store.reader import StoreReader
 _READ_BYTES = 4_000_000
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
-WHY = (
+_WHY = (
     "Its tasks have the code that ran then, so something else has changed: what they call or load, the input, or handle "
     "depends on more than event and state (`secondpass check` finds out)"
 )
@@ -59,7 +60,7 @@ class _Stream:
         elif self.number >= self._end:
             raise NotRepeated(
                 f"run again, position {position} puts {_told(event)} out on {self.name}, which it did not do when it ran. "
-                f"{WHY}",
+                f"{_why(self._store)}",
                 position=position,
                 stream=self.name,
                 number=self.number,
@@ -99,7 +100,7 @@ class _Stream:
         found = self._plain(row)[at]
         return NotRepeated(
             f"position {position} put {_told(found)} out on {self.name} (number {self.number}), which it does not do when "
-            f"it is run again. {WHY}",
+            f"it is run again. {_why(self._store)}",
             position=position,
             stream=self.name,
             number=self.number,
@@ -157,7 +158,7 @@ class _Stream:
         was = row.positions[at]
         return NotRepeated(
             f"output {self.number} of {self.name} was {_told(self._plain(row)[at])} at position {was}; run again it is "
-            f"{_told(event)} at position {position}. {WHY}",
+            f"{_told(event)} at position {position}. {_why(self._store)}",
             position=min(position, was),
             stream=self.name,
             number=self.number,
@@ -224,7 +225,7 @@ class Recorded:
             )
             raise NotRepeated(
                 f"dead letter {number}: {kept}; run again it is position {letter.position}, {_where(letter.task)}: "
-                f"{letter.error}. {WHY}",
+                f"{letter.error}. {_why(self._store)}",
                 position=letter.position,
             )
         self._letter += 1
@@ -238,7 +239,7 @@ class Recorded:
                 raise stream.missing(position)
         if self._letter_position <= position:
             raise NotRepeated(
-                f"position {position} was set aside (dead letter {self._letter}); run again it is not. {WHY}",
+                f"position {position} was set aside (dead letter {self._letter}); run again it is not. {_why(self._store)}",
                 position=position,
             )
 
@@ -265,6 +266,12 @@ def outputs_from(store: StoreReader, stream: str, number: int) -> Iterator[tuple
                 if row.first + at >= number:
                     yield row.first + at, row.positions[at], event
             number = row.first + row.count
+
+
+def _why(store: StoreReader) -> str:
+    """What may be the cause where something else comes out."""
+    known = untold(store)
+    return _WHY if known is None else f"{known[0].upper()}{known[1:]}. Otherwise: {_WHY[0].lower()}{_WHY[1:]}"
 
 
 def _where(task: str) -> str:

@@ -1,7 +1,8 @@
 """The recorded log of an app, read again: from the beginning or a snapshot on, in the order in which it was committed.
 
     the sources     give the same records again, by offset
-    the history     says the rest: what was taken from which source, intake times, retries, commands, verdicts, starts
+    the history     says the rest: what was taken from which source, what that had decided (`Ordered`), intake times, retries,
+                    commands, verdicts, starts
 
 `Replay` gives both as one sequence. Nothing here writes.
 """
@@ -10,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 from secondpass.app import App
-from secondpass.connectors.contract import Batch
+from secondpass.connectors.contract import Batch, Reader
 from secondpass.engine.epoch import Epoch
 from secondpass.engine.intake import Intake, _batch_of, too_far_ahead
 from secondpass.engine.live import Described
@@ -106,6 +107,7 @@ class Replay:
             if number <= base.entries:  # it may be about an event behind the base
                 self._judge(details)
         self._sources = _open(app, store, base)
+        self._sources.advice = untold(store) or self._sources.advice
         self._sources.ahead_s = math.inf if app.max_ahead_s is None else app.max_ahead_s
         self._bound()
 
@@ -160,6 +162,8 @@ class Replay:
             self._untimed_until, self._sources.intake_time = position + details["count"], details["time"]
         elif kind == "taken":
             self._sources.plan = deque((int(i), int(n)) for i, n in details)
+        elif kind == "ordered":
+            self._sources.recall(position, details)
         elif kind == "verdict":
             self._judge(details)
         elif kind == "ahead":
@@ -213,6 +217,23 @@ class Replay:
             kinds={type(event)},
             retry=Retry(details["letter"], details.get("task", letter.task), event),
         )
+
+
+def untold(store: StoreReader) -> str | None:
+    """What may be the cause where the log cannot be read again; None where all is told that has to be."""
+    if not any(place and "ordered" in (place["offset"] or {}) for place in store.progress.sources):
+        return None
+    starts = store.history_of("start")
+    ends = [*(position for _, position, _ in starts[1:]), store.progress.position]
+    upto = max(
+        (end for (_, _, note), end in zip(starts, ends, strict=True) if not note.get("ordered")), default=0
+    )
+    if not upto:
+        return None
+    return (
+        f"up to position {upto} the app ran with a secondpass that did not record when a source in order (`Ordered`) stood "
+        f"still and let go of what it held; what ran then cannot be run again if it did"
+    )
 
 
 def _records_of(places: Iterable[Any]) -> list[int]:
@@ -269,11 +290,31 @@ class _Sources(Intake):
     def __init__(self, sources: list[Any], places: list[Any], *, follow: bool, accept: bool) -> None:
         super().__init__(sources, places, follow=follow, accept=accept)
         self._bounds: list[int] = []
+        self.advice = "restore the input as it was"
         self.intake_time = 0.0
         self.ahead: set[int] = set()
         self.ahead_s = math.inf
         self.plan: deque[tuple[int, int]] = deque()
         """Of so many records from which source an epoch consisted that took them by arrival."""
+
+    def _prepare(self, reader: Reader) -> None:
+        """Let it decide nothing: it is told what was decided."""
+        again = getattr(reader, "again", None)
+        if again is not None:
+            again(alone=self._alone)
+
+    def recall(self, position: int, details: Mapping[str, Any]) -> None:
+        """Let a source do what it had decided before this position."""
+        number: int = details["source"]
+        decided = {name: numbers for name, numbers in details.items() if name != "source"}
+        feed = self._feeds[number] if number < len(self._feeds) else None
+        recall = None if feed is None else getattr(feed.reader, "recall", None)
+        if feed is None or recall is None:
+            raise NotRepeated(
+                f"position {position}: source {number} of the app was put in order (`Ordered`) then, and is not any more; "
+                f"give the app the source it had"
+            )
+        recall(decided, feed.opened)
 
     def bound(self, records: list[int]) -> None:
         """Take no more of each source than so many records since the beginning."""
@@ -283,7 +324,6 @@ class _Sources(Intake):
         """Up to `limit` records as an epoch, at least one."""
         if len(self._feeds) == 1:
             batch, place = self._feeds[0].read(limit), None
-            # Something may have been decided that took no record: what stands still has come to its end.
             while batch is not None and not batch.count and batch.offset != place:
                 batch, place = self._feeds[0].read(limit), batch.offset
         else:
@@ -293,8 +333,7 @@ class _Sources(Intake):
         if batch is None or not batch.count:
             names = ", ".join(feed.name for feed in self._feeds)
             raise InputError(
-                f"{names}: at position {first} there are no more records, and more were taken when the app ran; restore "
-                f"the input as it was"
+                f"{names}: at position {first} there are no more records, and more were taken when the app ran; {self.advice}"
             )
         return self._epoch(batch, 0, first, now, [])
 
@@ -304,10 +343,12 @@ class _Sources(Intake):
             i, count = self.plan.popleft()
             feed = self._feeds[i]
             taken = 0
-            while taken < count and len(picked) < limit and feed.refill(limit):
+            while taken < count and feed.refill(min(count - taken, limit - len(picked))):
                 picked.append(feed.head())
                 feed.advance()
                 taken += 1
+                if len(picked) == limit:
+                    break
             if taken < count:
                 self.plan.appendleft((i, count - taken))
                 break
@@ -356,4 +397,4 @@ def records_of(epoch: Epoch) -> Iterator[tuple[int, Any, float]]:
         yield epoch.first + index, record, nows[index]
 
 
-__all__ = ["Base", "Commanded", "Item", "Replay", "Restarted", "WasLoaded", "records_of"]
+__all__ = ["Base", "Commanded", "Item", "Replay", "Restarted", "WasLoaded", "records_of", "untold"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from secondpass.app import PUSHED, App
+from secondpass.app import LATE, PUSHED, App
 from secondpass.connectors.memory import as_sink
 from secondpass.engine.chain import Chain
 from secondpass.engine.commands import Commands
@@ -260,6 +260,8 @@ def start_chain(
         note["moves"] = [[list(old), new and list(new)] for old, new in comparison.moves.items()]
     # What a finite source holds later must not come before what was taken of the others by now.
     note["records"] = [place.get("records", 0) if place else 0 for place in store.progress.sources]
+    if LATE in app.streams:
+        note["ordered"] = True  # from here on the history tells when that lets go
     aside = comparison.aside(moved(store.tables(), comparison.moves))
     store.start(
         described,
