@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from secondpass.cli.shapes import StatusReport
 from secondpass.connectors import ordered as ordered_module
 from secondpass.engine import run as run_module
 from secondpass.loading import load
@@ -81,6 +82,16 @@ def test_check_takes_all_of_its_events(ordered, command, follow: str) -> None:
 
 LATER = (119.0, 122.0, 130.0, 121.0, 140.0)
 AFTER_STANDING_STILL = [122.0, 130.0, 140.0]
+
+
+def test_status_shows_the_file_and_how_far_it_was_read(ordered, command) -> None:
+    made = ordered()
+    for limit in (1, 3, 100):
+        assert command("run", "sorted.py", "-q", "--limit", str(limit)).code in (0, 3)
+        (source,) = command("status", "--json").document(StatusReport).stores[0].sources
+        assert source.name == str(made.folder / "in.jsonl")
+    assert source.done == source.total == (made.folder / "in.jsonl").stat().st_size
+    assert "memory" not in command("status").out
 
 
 def run_until(made: Any, position: int) -> None:

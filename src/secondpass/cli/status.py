@@ -208,9 +208,14 @@ def _source(place: dict[str, Any], app_file: str | None, directory: Path) -> Sou
     offset: Any = place.get("offset") or {}
     if "log" in offset:
         return _log(offset, offset["next"] + place["skip"], directory)
-    name = str(offset.get("path", "memory"))
-    done, total = offset.get("bytes", offset.get("count")), None
-    if "bytes" in offset:
+    inner = offset
+    if (
+        "ordered" in offset
+    ):  # where the oldest record that was not given begins: at first there is no place yet
+        inner = offset["inner"] or {"path": offset.get("name", "memory")}
+    name = str(inner.get("path", "memory"))
+    done, total = inner.get("bytes", inner.get("count")), None
+    if "bytes" in inner:
         bases = [Path(), *([Path(app_file).parent] if app_file else [])]
         with contextlib.suppress(OSError, StopIteration):
             total = next(p for p in (base / name for base in bases) if p.is_file()).stat().st_size
