@@ -103,6 +103,17 @@ def test_what_is_no_event_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
+    ("wrong", "told"), [(5, "5 is no event: a int"), (None, "None is no event: a NoneType")]
+)
+def test_a_single_value_that_is_no_event_is_refused(
+    log: Log, feeds: Callable[..., LogFeed], wrong: Any, told: str
+) -> None:
+    with pytest.raises(SettingsError, match=told):
+        log.append(wrong)
+    assert everything(feeds()) == []
+
+
+@pytest.mark.parametrize(
     "arguments", [{"sequence": 1}, {"producer": ""}, {"producer": "p", "sequence": -1}, {"producer": 3}]
 )
 def test_a_producer_has_a_name_and_a_sequence_a_producer(log: Log, arguments: Any) -> None:

@@ -135,6 +135,10 @@ def _checked(producer: str | None, sequence: int | None) -> str:
 
 def _owned(events: Iterable[Any]) -> list[Any]:
     """The events as they will be read; a single one may come alone."""
+    if not isinstance(events, Iterable) and not isinstance(events, Event):  # pyright: ignore[reportUnnecessaryIsInstance] - users' values
+        raise SettingsError(
+            f"{repr(events)[:100]} is no event: a {type(events).__name__}; append Event objects or mappings. Nothing was appended"
+        )
     given: list[Any] = [events] if isinstance(events, (Event, Mapping)) else list(events)
     kinds = set(map(type, given))
     if len(kinds) == 1 and issubclass(kind := kinds.pop(), Event) and all(map(codec_for(kind).exact, given)):
