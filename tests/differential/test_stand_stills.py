@@ -174,8 +174,6 @@ class Case:
             for i in range(rng.choice([1, 1, 2, 3]))
         ]
         following = rng.choice([None, True, True, False])
-        if len(self.inner) > 1:
-            following = following or None  # finite ones merge by time
         self.sources: list[Any] = []
         for i, inner in enumerate(self.inner):
             inner.following = i == 0 or rng.random() < 0.5 if following is None else following

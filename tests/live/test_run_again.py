@@ -13,6 +13,7 @@ from live_app import Count, First, Marked, Other, Seen, seen
 from test_commands import CHAIN, Fed
 
 from secondpass import App, Event, Task, timer
+from secondpass.connectors import JsonLines
 from secondpass.control import Control
 from secondpass.engine import seek
 from secondpass.engine.explain import Explanation
@@ -251,3 +252,21 @@ def test_time_that_passed_on_an_idle_stream_is_a_record_too(tmp_path: Path) -> N
 
 
 __all__ = ["First"]
+
+
+def test_finite_sources_that_have_grown_since_are_merged_as_they_were(tmp_path: Path) -> None:
+    def grown(name: str, *lines: str) -> JsonLines:
+        with (tmp_path / name).open("a") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        return JsonLines(tmp_path / name, Seen)
+
+    def line(n: int, at: float) -> str:
+        return f'{{"n": {n}, "time": {at}}}'
+
+    for first, second in (([line(0, 10.0)], [line(1, 1.0)]), (["{", line(2, 11.0)], [line(3, 5.0)])):
+        app = App("grown", sources=[grown("a.jsonl", *first), grown("b.jsonl", *second)], tasks=[Marked()])
+        app.run(store=tmp_path / "store", workers=0)
+    # In the second run the line that is none has no event before it.
+    found = explained(app, tmp_path / "store")
+    assert [e.outputs[0].number if e.outputs else None for e in found] == [0, 1, None, 2, 3]
+    assert again(app, tmp_path / "store").differences == 0

@@ -317,8 +317,10 @@ class _Sources(Intake):
         recall(decided, feed.opened)
 
     def bound(self, records: list[int]) -> None:
-        """Take no more of each source than so many records since the beginning."""
+        """A start: take no more of each source than so many records since the beginning."""
         self._bounds = records
+        # As it was then: what a merge knows of the records before is not kept, and a source may have grown since.
+        self._heads = [-math.inf] * len(self._feeds)
 
     def again(self, first: int, now: float, limit: int) -> Epoch:
         """Up to `limit` records as an epoch, at least one."""
