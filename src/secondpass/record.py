@@ -114,7 +114,7 @@ class DeadLetter(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """An event killed its workers: that task is not called for it, as decided once, by trial.
+    """An event, or a timer's call, killed its workers: that task is not called for it, as decided once, by trial.
 
     In a log it stands before the event that it is about, and takes no position of its own.
     """
@@ -122,11 +122,12 @@ class Verdict(NamedTuple):
     position: int
     task: str
     path: tuple[int, ...]
-    """The event's index in each list it was emitted in; empty for the record's own event."""
+    """The event's index in each list it was emitted in; empty for the record's own event. What timers do at the record begins
+    with a negative number, -1 for the first that fires."""
     error: str
     traceback: str
     crc: int = 0
-    """Of the event: where live sources come in another order after a crash, another event may stand in its place."""
+    """Of the event, or of the `Firing` that stands for it: where live sources come in another order after a crash, another event may stand in its place."""
 
     @property
     def place(self) -> tuple[int, str, tuple[int, ...]]:

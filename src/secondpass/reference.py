@@ -173,10 +173,13 @@ def run(
             streams[stream].append(emitted)
         return results, branched
 
-    def handled(step: Step, event: Any, position: int, path: tuple[int, ...]) -> tuple[list[Any], bool]:
+    def obey_verdict(step: Step, event: Any, position: int, path: tuple[int, ...]) -> None:
         verdict = verdicts.get((position, step.task.name, path))
         if verdict is not None and verdict.crc == event_crc(event):
             raise Told(verdict.error, verdict.traceback)
+
+    def handled(step: Step, event: Any, position: int, path: tuple[int, ...]) -> tuple[list[Any], bool]:
+        obey_verdict(step, event, position, path)
         allowed = keys_of(step.task, event) if enforce_keys else None
         return step.call(event, position, now, path, allowed)
 
@@ -206,7 +209,12 @@ def run(
         """Call a timer's method, and pass on what it puts out."""
         _, step = steps[depth]
         tallies[step.task.name].fired += 1
-        found = called(step, position, event, lambda: step.fire(event.timer, key, position, now, path))
+
+        def fired() -> tuple[list[Any], bool]:
+            obey_verdict(step, event, position, path)
+            return step.fire(event.timer, key, position, now, path)
+
+        found = called(step, position, event, fired)
         if found is None:
             return
         results, branched = found

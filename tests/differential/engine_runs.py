@@ -39,7 +39,7 @@ from secondpass.engine.snapshots import DIRECTORY
 from secondpass.engine.stage import Stage
 from secondpass.engine.workers import LocalProcesses
 from secondpass.errors import TaskError, TaskFault
-from secondpass.record import DeadLetter, Refused, Retry, Tick
+from secondpass.record import DeadLetter, Refused, Retry, Tick, Verdict
 from secondpass.reference import Tally
 from secondpass.store import fold as fold_module
 from secondpass.store.copy import Moment
@@ -147,6 +147,22 @@ def with_ticks(hub: Any, log: Sequence[Any]) -> None:
         return min(limit(), *(at - position for at in ticks if at > position), 1_000_000)
 
     hub.take, hub.pacer.limit = taking, upto_next
+
+
+def without_verdicts(log: Sequence[Any]) -> list[Any]:
+    """The records of a log that have positions."""
+    return [record for record in log if not isinstance(record, Verdict)]
+
+
+def with_verdicts(hub: Any, log: Sequence[Any]) -> None:
+    """Let a hub know the verdicts that a log has, as if its workers had just died."""
+    verdicts = [v for v in log if isinstance(v, Verdict) and v.position >= hub.store.progress.position]
+    known = [v for stage in hub.chain.stages for v in stage.verdicts.values()]
+    for verdict in verdicts:
+        if verdict not in known:
+            hub.store.commit(hub.store.progress, {}, [], [], [("verdict", verdict._asdict())])
+    for stage in hub.chain.stages:
+        stage.verdicts = {(v.position, v.path): v for v in verdicts if v.task == stage.name}
 
 
 @contextlib.contextmanager
@@ -315,7 +331,8 @@ def in_memory(
     def watch(hub: Any) -> None:
         hubs.append(hub)
         hub.pacer = copy.copy(pace)
-        with_ticks(hub, log)
+        with_verdicts(hub, log)
+        with_ticks(hub, without_verdicts(log))
         if crew is not None:
             with_crew(hub, crew)
         commit = hub.commit
@@ -327,7 +344,7 @@ def in_memory(
 
         hub.commit = committing
 
-    app = App("case", sources=sources or [Scripted(without_ticks(log))], tasks=tasks)
+    app = App("case", sources=sources or [Scripted(without_ticks(without_verdicts(log)))], tasks=tasks)
     stopped = None
     with fixed_clock():
         try:
@@ -373,11 +390,12 @@ def in_store(
     app: App | None = None,
 ) -> str:
     """Run the engine over a log with a store, going on where it stood; how the run ended."""
-    app = app or App("case", sources=sources or [Scripted(without_ticks(log))], tasks=tasks)
+    app = app or App("case", sources=sources or [Scripted(without_ticks(without_verdicts(log)))], tasks=tasks)
 
     def watch(hub: Any) -> None:
         hub.pacer = copy.copy(pace)
-        with_ticks(hub, log)
+        with_verdicts(hub, log)
+        with_ticks(hub, without_verdicts(log))
 
     with fixed_clock(), killing_at(kill_at):
         try:

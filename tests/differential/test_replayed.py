@@ -12,14 +12,16 @@ from typing import Any
 import cases
 import engine_runs
 import pytest
-from engine_runs import Left, Scripted, difference, stored
+from engine_runs import Left, Scripted, difference, in_store, meant, steady, stored, without_verdicts
 
-from secondpass import App
+from secondpass import App, Event, Task, output, table, timer
 from secondpass.change import plain_state
-from secondpass.engine.replay import Base
+from secondpass.engine.replay import Base, Replay
+from secondpass.engine.rerun import Rerun
 from secondpass.engine.snapshots import DIRECTORY, Kept, files
+from secondpass.engine.standing import Standing
 from secondpass.engine.walk import Onlooker, Walk
-from secondpass.record import DeadLetter
+from secondpass.record import DeadLetter, Firing, Verdict, event_crc
 from secondpass.store.reader import StoreReader
 
 CASES = int(os.environ.get("SECONDPASS_DIFFERENTIAL_CASES") or 200)
@@ -105,3 +107,65 @@ def test_a_generated_app_gives_again_what_its_store_holds(part: int, seed: int, 
         case = cases.generate(f"{seed} replayed {number}")
         found = wrong(case, directory)
         assert found is None, f"{found}\n{case}"
+
+
+class Heard(Event):
+    n: int
+    time: float
+
+
+class Echo(Task[Heard]):
+    """Says again, by a timer, what it hears."""
+
+    said = table(int, int, default=0)
+    pages = output(Heard)
+
+    def handle(self, event: Heard) -> Heard:
+        self.said[event.n] += 1
+        self.again.at(event.time + 1.5, event.n)
+        return event
+
+    @timer
+    def again(self, n: int) -> list[Heard]:
+        self.said[n] += 100
+        self.pages.emit(Heard(n=n, time=self.now))
+        return [Heard(n=n, time=self.now), Heard(n=-n, time=self.now)]
+
+
+def behind_it(event: Heard) -> Heard:
+    return event
+
+
+def condemned(position: int, task: str, path: tuple[int, ...], event: Any) -> Verdict:
+    return Verdict(position, task, path, "killed its worker", "", event_crc(event))
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_replay_obeys_verdicts_on_events_and_on_timers(size: int, directory: Path) -> None:
+    heard = [Heard(n=n, time=float(n)) for n in range(8)]
+    said = Firing(timer="again", key=3, time=4.5)
+    log = [
+        condemned(2, "Echo", (), heard[2]),
+        condemned(5, "Echo", (-1,), said),
+        condemned(6, "behind_it", (-1, 1), Heard(n=-4, time=5.5)),
+        *heard,
+    ]
+    tasks = App("case", source=[], tasks=[Echo(), behind_it]).tasks
+    assert in_store(tasks, log, directory / "store", steady(size)) == "end of input"
+    want = meant(tasks, log)
+    assert [letter.event for letter in want.letters] == [heard[2], said, Heard(n=-4, time=5.5)]
+    got = stored(tasks, directory / "store")
+    assert difference(want, got) is None
+    app = App("case", source=Scripted(without_verdicts(log)), tasks=tasks)
+    again, _ = replayed(app, directory / "store")
+    want.tallies = {}
+    assert difference(want, again) is None
+    letters: list[DeadLetter] = []
+    store = StoreReader.open_to_read(directory / "store")
+    rerun = Rerun(app, Replay(store, app, Base(), None), Standing(app, Base()), 0)
+    try:
+        rerun.run(len(heard), lambda _, outcome: letters.extend(outcome.letters))
+    finally:
+        rerun.close()
+        store.close()
+    assert letters == want.letters

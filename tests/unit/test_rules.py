@@ -24,7 +24,7 @@ from engine_runs import Scripted, in_memory, in_store, meant, steady, stored
 from secondpass import Event, Task, UntypedEvent, every, output, table, timer, value
 from secondpass.errors import InputError, TaskFault, TaskStopped
 from secondpass.event import untyped
-from secondpass.record import Firing, Refused, Retry, Tick
+from secondpass.record import Firing, Refused, Retry, Tick, Verdict, event_crc
 from secondpass.store.database import Store
 from secondpass.store.spool import Command, Spool
 
@@ -725,6 +725,84 @@ def test_rule_4_assigning_an_undeclared_attribute_is_a_fault_that_says_so(agree)
         "Undeclared.last is not declared: write `last = value(type, default)`"
         in agree([Undeclared()], every_second(1)).stopped
     )
+
+
+# ---------------------------------------------------------------- 5. verdicts are records
+
+
+def condemned(position: int, task: str, path: tuple[int, ...], event: Any) -> Verdict:
+    return Verdict(position, task, path, "killed its worker", "the stack", event_crc(event))
+
+
+class Counts(Task[Seen]):
+    """Counts what it hears, and again when a timer says so."""
+
+    total = value(int, 0)
+    heard = table(int, int, default=0)
+
+    def handle(self, event):
+        self.total += 1
+        self.heard[event.cid] += 1
+        self.again.at(event.time + 1.0, event.cid)
+        return [event, event]
+
+    @timer
+    def again(self, cid: int):
+        self.heard[cid] += 100
+        return [Seen(cid=cid, time=self.now, score=1.0), Seen(cid=cid, time=self.now, score=2.0)]
+
+
+def fires(cid: int, time: float) -> Firing:
+    return Firing(timer="again", key=cid, time=time)
+
+
+def test_rule_5_a_task_is_not_called_for_an_event_that_a_verdict_is_about(agree) -> None:
+    log = seen(0, 0.5, 0.7, cid=1)
+    found = agree([Counts(), Listen()], [condemned(1, "Counts", (), log[1]), *log])
+    assert found.state["Counts"]["heard"] == {1: 2}
+    assert [(x.position, x.error, x.traceback) for x in found.letters] == [
+        (1, "killed its worker", "the stack")
+    ]
+    found = agree([Counts(), Listen()], [condemned(1, "Listen", (1,), log[1]), *log])
+    assert [len(found.streams["main"]), len(found.letters)] == [5, 1]
+
+
+def test_rule_5_a_timer_that_a_verdict_is_about_is_not_called_and_is_gone(agree) -> None:
+    log = [*seen(0, cid=1), *seen(0.1, cid=2), *seen(5, cid=3)]
+    found = agree([Counts(), Listen()], [condemned(2, "Counts", (-2,), fires(2, 1.1)), *log])
+    assert found.state["Counts"]["heard"] == {1: 101, 2: 1, 3: 1}
+    assert found.state["Counts"]["again"] == {3: 6.0}
+    assert [(x.position, x.task, x.error, x.event) for x in found.letters] == [
+        (2, "Counts", "killed its worker", fires(2, 1.1))
+    ]
+    assert found.tallies["Counts"].fired == 2
+    found = agree([Counts()], [condemned(1, "Counts", (-1,), fires(1, 1.0)), *seen(0), Tick(3.0)])
+    assert found.state["Counts"]["heard"] == {1: 1}
+
+
+def test_rule_5_what_a_timer_put_out_may_be_convicted_in_the_tasks_behind(agree) -> None:
+    log = [*seen(0, cid=1), *seen(5, cid=3)]
+    came = Seen(cid=1, time=1.0, score=2.0)
+    found = agree([Counts(), Listen()], [condemned(1, "Listen", (-1, 1), came), *log])
+    assert [e.score for e in found.streams["main"]] == [0.0, 0.0, 1.0, 0.0, 0.0]
+    assert [x.task for x in found.letters] == ["Listen"]
+
+
+def test_rule_5_a_verdict_is_about_one_call_and_no_other_that_takes_its_place(agree) -> None:
+    log = [*seen(0, cid=1), *seen(5, cid=3)]
+    for other in (fires(2, 1.0), fires(1, 1.5), log[0]):
+        found = agree([Counts()], [condemned(1, "Counts", (-1,), other), *log])
+        assert not found.letters
+        assert found.state["Counts"]["heard"] == {1: 101, 3: 1}
+
+
+@pytest.mark.parametrize("on_error", ["pass", "stop"])
+def test_rule_5_a_convicted_timer_is_treated_as_its_task_says(agree, on_error) -> None:
+    log = [condemned(1, "Counts", (-1,), fires(1, 1.0)), *seen(0, cid=1), *seen(5, cid=3)]
+    found = agree([Counts().options(on_error=on_error)], log)
+    assert not found.letters
+    assert found.state["Counts"]["heard"] == ({1: 1, 3: 1} if on_error == "pass" else {1: 1})
+    assert (found.stopped is None) == (on_error == "pass")
 
 
 # ---------------------------------------------------------------- 6. time comes from the stream

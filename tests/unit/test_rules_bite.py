@@ -146,6 +146,16 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
         ),
     ),
     (
+        "5: a verdict counts for events only",
+        rules.test_rule_5_a_timer_that_a_verdict_is_about_is_not_called_and_is_gone,
+        changed(stage.Stage, "fire", "self.obey_verdict(event, position, path[1:])", "pass"),
+    ),
+    (
+        "5: a fast run asks for no verdict on a timer",
+        rules.test_rule_5_a_timer_that_a_verdict_is_about_is_not_called_and_is_gone,
+        changed(stage.Stage, "fire", "self._condemned(epoch)", "False"),
+    ),
+    (
         "4: a streak ends with its epoch",
         rules.test_rule_4_error_streaks_are_counted_per_task_and_kept,
         changed(

@@ -314,8 +314,14 @@ class Stage:
         verdict = self.verdicts.get((position, path)) if self.verdicts else None
         return verdict if verdict is not None and verdict.crc == event_crc(event) else None
 
+    def obey_verdict(self, event: Any, position: int, path: tuple[int, ...]) -> None:
+        """Look, before each careful call, whether a verdict forbids it: raises what that says."""
+        verdict = self.verdict_on(event, position, path) if self.verdicts else None
+        if verdict is not None:
+            raise Told(verdict.error, verdict.traceback)
+
     def _condemned(self, epoch: Epoch) -> bool:
-        """Whether a verdict is about an event of this epoch."""
+        """Whether a verdict is about a call in this epoch."""
         return any(epoch.first <= at < epoch.first + epoch.count for at, _ in self.verdicts)
 
     def _choose_overlays(self, events: int) -> None:
@@ -395,9 +401,7 @@ class Stage:
             path = path_of(w)
             tally.events += 1
             try:
-                verdict = self.verdict_on(event, epoch.first + path[0], path[1:]) if self.verdicts else None
-                if verdict is not None:
-                    raise Told(verdict.error, verdict.traceback)
+                self.obey_verdict(event, epoch.first + path[0], path[1:])
                 allowed = keys_of(step.task, event) if keyed else None
                 results, branched = step.call(event, epoch.first + path[0], nows[path[0]], path[1:], allowed)
             except KeyboardInterrupt:
@@ -494,17 +498,21 @@ class Stage:
         passed = Passed(set())
         tally = passed.tally
         tally.fired = 1
+        if not self._is_careful and self._condemned(epoch):
+            raise Again
         if not again:
             self.agenda.take(due, self._pending[due.name])
         if self._is_careful:
             step = self._enter_careful()
             path, now = path_of(where), epoch.nows()[0]
+            position, event = epoch.first + path[0], Firing.of(due.name, due.key, due.time)
             try:
-                results, branched = step.fire(due.name, due.key, epoch.first + path[0], now, path[1:])
+                self.obey_verdict(event, position, path[1:])
+                results, branched = step.fire(due.name, due.key, position, now, path[1:])
             except KeyboardInterrupt:
                 raise
             except CAUGHT as error:
-                self.failed(epoch, Firing.of(due.name, due.key, due.time), where, error, passed)
+                self.failed(epoch, event, where, error, passed)
                 return passed
             finally:
                 self.values_after = dict(step.values.rests)

@@ -243,11 +243,14 @@ class Walk:
     def _handled(
         self, step: Step, event: Any, position: int, path: tuple[int, ...]
     ) -> tuple[list[Any], bool]:
+        self._obey_verdict(step, event, position, path)
+        return step.call(event, position, self.now, path)
+
+    def _obey_verdict(self, step: Step, event: Any, position: int, path: tuple[int, ...]) -> None:
         if self.replay.verdicts:
             verdict = self.replay.verdicts.get((position, step.task.name, path))
             if verdict is not None and verdict.crc == event_crc(event):
                 raise Told(verdict.error, verdict.traceback)
-        return step.call(event, position, self.now, path)
 
     def _called(
         self,
@@ -314,9 +317,12 @@ class Walk:
     def _fire(self, depth: int, event: Firing, key: Any, position: int, path: tuple[int, ...]) -> None:
         """Call a timer's method, and pass on what it puts out."""
         _, step = self._steps[depth]
-        found = self._called(
-            step, event, position, path, lambda: step.fire(event.timer, key, position, self.now, path)
-        )
+
+        def fired() -> tuple[list[Any], bool]:
+            self._obey_verdict(step, event, position, path)
+            return step.fire(event.timer, key, position, self.now, path)
+
+        found = self._called(step, event, position, path, fired)
         if found is not None:
             results, branched = found
             for k, result in enumerate(results):
