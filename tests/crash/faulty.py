@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,11 @@ class Faulty:
 
     # ---- the comparison
 
-    def log(self, store: Store) -> list[Any]:
-        """The records up to the store's position: verdicts in front of their events, retries in their places."""
+    def log(self, store: Store, mended: Mapping[int, dict[str, Any]] | None = None) -> list[Any]:
+        """The records up to the store's position: verdicts in front of their events, retries in their places.
+
+        `mended` holds the new fields of dead letters that were mended before they were sent again.
+        """
         verdicts: dict[int, list[Verdict]] = {}
         for verdict in self.verdicts():
             verdicts.setdefault(verdict.position, []).append(verdict)
@@ -174,7 +177,8 @@ class Faulty:
             log += verdicts.get(position, ())
             if position in retries:
                 letter = reference.run(self.app.tasks, log).dead_letters[retries[position]]
-                log.append(Retry(retries[position], letter.task, letter.event))
+                event = letter.event.replace(**(mended or {}).get(retries[position], {}))
+                log.append(Retry(retries[position], letter.task, event))
             else:
                 log.append(next(rest))
         return log
@@ -183,13 +187,19 @@ class Faulty:
     def _retries(store: Store) -> list[tuple[str, dict[str, Any]]]:
         return [(kind, {**d, "position": at}) for at, kind, d in store.history() if kind == "retry"]
 
-    def check(self, *, complete: bool = True, delivered: bool = True) -> reference.Result:
+    def check(
+        self,
+        *,
+        complete: bool = True,
+        delivered: bool = True,
+        mended: Mapping[int, dict[str, Any]] | None = None,
+    ) -> reference.Result:
         """Compare with the plain loop at the store's position; gives what that says."""
         with self.opened() as store:
             progress = store.progress
             if complete:
                 assert progress.position == len(self.items) + len(self._retries(store))
-            wanted = reference.run(self.app.tasks, self.log(store))
+            wanted = reference.run(self.app.tasks, self.log(store, mended))
             assert wanted.stopped is None
             for stream, events in wanted.streams.items():
                 name = self.app.name if stream == "main" else f"{self.app.name}-{stream}"

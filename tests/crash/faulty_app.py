@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from secondpass import ALL, App, Event, Task, output, table, value
+from secondpass import ALL, App, Event, Task, every, output, table, timer, value
 from secondpass.connectors import JsonLines
 
 HARMFUL = bool(os.environ.get("FAULTY"))
@@ -349,6 +349,46 @@ class First(Task[Item]):
         return event
 
 
+class Clocked(Task[Item]):
+    """Does harm in `handle` (`@Clocked`), or by a timer two and a half seconds later (`@Timer`)."""
+
+    counts = table(int, int, default=0)
+    waiting = table(int, str)
+    notes = output(Note)
+
+    def handle(self, event: Item) -> Item | list[Item]:
+        self.counts[event.cid] += 1
+        self.waiting[event.n] = event.fault
+        self.due.at(event.time + 2.5, event.n)
+        harm(event, "Clocked")
+        return [event, event] if event.n % 4 == 0 else event
+
+    @timer
+    def due(self, n: int) -> Item:
+        found = Item(n=n, cid=-1, time=self.now, fault=self.waiting.pop(n))
+        self.counts[-1] += 1
+        self.notes.emit(Note(n=n, time=self.now, total=self.counts[-1]))
+        harm(found, "Timer")
+        self.count("fired")
+        return found
+
+    @every(10.0)
+    def sum_up(self) -> Item:
+        return Item(n=-1, cid=self.counts[-1], time=self.now)
+
+
+class Last(Task[Item]):
+    """Hears what the others put out."""
+
+    heard = table(int, int, default=0)
+
+    def handle(self, event: Item) -> Item:
+        self.heard[event.n] += 1
+        if event.fault.endswith("@Last"):
+            harm(event, "Last")
+        return event
+
+
 class Trapped(Task[Trap]):
     total = value(int, 0)
 
@@ -393,6 +433,15 @@ batch = made("batch", Batch().options(place="workers"))
 serial = made("serial", Serial().options(place="workers"))
 leaking = made("leaking", Hungry(bytes_each=12 << 20).options(place="workers"))
 limited = made("limited", Hungry().options(place="workers"))
+clocked = made("clocked", First(), Clocked(), Last(), notes=True)
+clocked_passing = made(
+    "clocked_passing",
+    First(),
+    Clocked().options(on_error="pass"),
+    Last().options(on_error="pass"),
+    notes=True,
+)
+clocked_stopping = made("clocked_stopping", First(), Clocked().options(on_error="stop"), Last(), notes=True)
 trapped = made("trapped", Trapped().options(place="workers"), kind=Trap)
 tagged = made("tagged", Tags().options(place="workers"), kind=Tagged)
 odd = made("odd", Odd().options(place="workers"))

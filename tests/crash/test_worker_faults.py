@@ -22,6 +22,7 @@ from faulty_app import Item, Tagged
 from harness import all_gone, gone, until
 
 from secondpass import reference
+from secondpass.store.spool import Command, Spool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
@@ -423,6 +424,154 @@ def test_a_poison_event_stops_the_app_where_the_task_says_so(new: New, rng: rand
         assert calls in (0, case.calls(at))
         calls = case.calls(at)
     assert case.convicted() == [at]
+
+
+# ---------------------------------------------------------------- chains with timers, which run in the hub
+
+ENDS = {"segv": -signal.SIGSEGV, "abort": -signal.SIGABRT, "exit": 3}
+
+
+def run_to_the_end(case: Faulty, deaths: int, *, workers: int = 2, **env: str) -> list[int]:
+    """Run until all is done: where the hub had got to at each of its deaths, of which there are so many at most."""
+    reached: list[int] = []
+    while case.run(expect=None, workers=workers, **env).process.returncode in ENDS.values():
+        with case.opened() as store:
+            reached.append(store.progress.position)
+        assert len(reached) <= deaths, case.runs[-1].err[-3000:]
+    assert case.runs[-1].process.returncode == 0, case.runs[-1].err[-3000:]
+    assert not (case.store / "tried").exists()
+    return reached
+
+
+@pytest.mark.parametrize("fault", ENDS)
+@pytest.mark.parametrize("task", ["First", "Clocked", "Timer", "Last"])
+def test_a_poison_event_ends_a_hub_with_timers_once(task: str, fault: str, new: New) -> None:
+    case = new("clocked", items(40, {9: f"{fault}@{task}"}))
+    assert run_to_the_end(case, 1) == [0]
+    case.check()
+    # Passed on by `handle`, and sent on by the timer: each is a call of its own.
+    assert len(case.verdicts()) == (2 if task == "Last" else 1)
+    assert all(HOW[fault] in verdict.error for verdict in case.verdicts())
+    if fault != "exit":
+        assert all("in harm" in verdict.traceback for verdict in case.verdicts())
+    assert "it is set aside" in case.runs[-1].err
+    calls = case.calls(9)
+    case.add(items(40, first=40))
+    case.run()
+    case.check()
+    assert case.calls(9) == calls
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_poison_events_of_an_epoch_end_a_hub_with_timers_once(workers: int, new: New) -> None:
+    faults = {0: "segv@Clocked", 1: "exit@Timer", 2: "segv@First", 8: "abort@Last", 9: "exit@Clocked"}
+    case = new("clocked", items(80, {**faults, 10: "segv@Timer", 11: "unpicklable@Timer", 20: "segv@Last"}))
+    assert run_to_the_end(case, 1, workers=workers) == [0]
+    case.check()
+    # Events 8 and 20 leave `handle` twice, and come once more of their timers.
+    assert len(case.verdicts()) == 5 + 3 + 3
+    assert len(case.letters()) == 5 + 3 + 3 + 1
+
+
+def test_poison_events_anywhere_end_a_hub_with_timers_once_for_each_epoch(
+    new: New, rng: random.Random
+) -> None:
+    what = [f"{how}@{task}" for how in ENDS for task in ("First", "Clocked", "Timer", "Last")]
+    case = new("clocked", items(150, strewn(rng, 150, [*what, "once:segv@Clocked", "once:exit@Timer"])))
+    reached = run_to_the_end(case, 25, SECONDPASS_EPOCH_RECORDS=str(rng.choice([1, 7, 64])))
+    assert sorted(set(reached)) == reached, "it ended twice in the same place"
+    case.check()
+    assert len(case.verdicts()) >= 12
+
+
+def test_an_event_that_ends_a_hub_with_timers_once_is_acquitted(new: New) -> None:
+    case = new("clocked", items(40, {9: "once:segv@Clocked", 12: "once:exit@Timer"}))
+    assert run_to_the_end(case, 2) == [0]
+    case.check()
+    assert case.verdicts() == []
+
+
+@pytest.mark.parametrize("task", ["Clocked", "Timer"])
+@pytest.mark.parametrize("name", ["clocked_passing", "clocked_stopping"])
+def test_a_convicted_call_of_a_hub_with_timers_is_treated_as_its_task_says(
+    name: str, task: str, new: New
+) -> None:
+    case = new(name, items(40, {9: f"segv@{task}"}))
+    assert case.run(expect=None).process.returncode == -signal.SIGSEGV
+    if name == "clocked_passing":
+        case.run()
+        assert case.check().dead_letters == []
+        return
+    calls = 0
+    for _ in range(2):
+        run = case.run(expect=TASK)
+        assert "killed by SIGSEGV" in run.err
+        case.check(complete=False)
+        assert calls in (0, case.calls(9))
+        calls = case.calls(9)
+    assert len(case.verdicts()) == 1
+
+
+@pytest.mark.parametrize("point", ["commit.before", "commit.after", "take.after"])
+def test_a_hub_with_timers_that_is_killed_while_others_try_its_records_goes_on_so(
+    point: str, new: New
+) -> None:
+    case = new("clocked", items(60, {9: "segv@Clocked", 10: "exit@Timer", 20: "segv@Clocked"}))
+    assert case.run(expect=None).process.returncode == -signal.SIGSEGV
+    for turn in (1, 1, 2):
+        killed = case.run(expect=None, SECONDPASS_KILL_AT=f"{point}:{turn}")
+        assert killed.process.returncode == -signal.SIGKILL
+        case.check(complete=False, delivered=False)
+    case.run()
+    case.check()
+    assert len(case.verdicts()) == 3
+
+
+@pytest.mark.parametrize("task", ["Clocked", "Timer"])
+def test_a_dead_letter_that_ends_a_hub_with_timers_is_sent_again_and_set_aside_again(
+    task: str, new: New
+) -> None:
+    case = new("clocked", items(40, {9: f"segv@{task}"}))
+    run_to_the_end(case, 1)
+    case.command("dead-letters", "retry", "faulty_app.py:clocked", "0").wait()
+    assert run_to_the_end(case, 0) == []
+    case.check()
+    assert [verdict.position for verdict in case.verdicts()][1:] == [40]
+
+
+def test_a_dead_letter_that_ends_a_hub_with_timers_for_the_first_time_does_so_once(new: New) -> None:
+    case = new("clocked", items(40, {9: "unpicklable@Clocked segv@Clocked"}))
+    case.run()
+    spool = Spool(case.store)
+    mended = {"fault": "segv@Clocked"}
+    spool.put(Command("retry", 0, mended))
+    assert run_to_the_end(case, 1) == [40]
+    case.check(mended={0: mended})
+    assert [verdict.position for verdict in case.verdicts()] == [40]
+
+
+def test_kills_from_outside_convict_nothing_that_a_hub_with_timers_runs(new: New) -> None:
+    case = new("clocked", items(40, {9: "once:segv slow@Clocked"}))
+    assert case.run(expect=None).process.returncode == -signal.SIGSEGV
+    run = case.start()
+    kill_whoever_runs(case, run, 9, 6)
+    run.wait()
+    case.check()
+    assert case.verdicts() == []
+
+
+def test_a_hub_with_timers_whose_event_is_never_left_alone_stops_before_it(new: New) -> None:
+    case = new("clocked", items(40, {9: "once:segv slow@Clocked"}))
+    assert case.run(expect=None).process.returncode == -signal.SIGSEGV
+    run = case.start()
+    kill_whoever_runs(case, run, 9, 40)
+    run.wait(TASK)
+    assert "ended from outside" in run.err
+    assert "position 9" in run.err
+    case.check(complete=False)
+    case.run()
+    case.check()
+    assert case.verdicts() == []
 
 
 # ---------------------------------------------------------------- copies, and workers that cannot start

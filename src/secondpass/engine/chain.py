@@ -60,7 +60,8 @@ class Chain:
         self.placement.isolated = isolated and self.crew is not None
 
     @property
-    def _has_timers(self) -> bool:
+    def has_timers(self) -> bool:
+        """Whether a started task has timers, so that all run in this process."""
         return any(stage.timers and not stage.stopped for stage in self.stages)
 
     @property
@@ -74,7 +75,7 @@ class Chain:
         if epoch.retry is not None and epoch.retry.task != INTAKE:
             first_depth = [s.name for s in self.stages].index(epoch.retry.task)
         started = [depth for depth in range(first_depth, len(self.stages)) if not self.stages[depth].stopped]
-        if self._has_timers:
+        if self.has_timers:
             return self._timed(epoch, first_depth, careful)
         chosen = self._places(epoch, started)
         places = [(depth, chosen[depth]) for depth in started]
@@ -128,7 +129,7 @@ class Chain:
     def warm_up(self) -> None:
         """Start workers where tasks should run on them and may run here meanwhile."""
         was_warming, self.warming = self.warming, False
-        if self.crew is None or self._has_timers:
+        if self.crew is None or self.has_timers:
             return
         places = self.placement.wanted([i for i, stage in enumerate(self.stages) if not stage.stopped])
         if not any(places) or not self.placement.may_run_here(places):
@@ -236,8 +237,12 @@ class Chain:
         return min((time for time in times if time is not None), default=None)
 
     def judged(self, position: int) -> bool:
-        """Whether there is a verdict on an event at or after a position."""
-        return any(at >= position for stage in self.stages for at, _ in stage.verdicts)
+        """Whether there is a verdict on an event at or after a position.
+
+        What timers do comes to any record that moves time, and no record waits for a verdict on it.
+        """
+        verdicts = [place for stage in self.stages for place in stage.verdicts]
+        return any(at >= position and not (path and path[0] < 0) for at, path in verdicts)
 
     def apply(self, outcome: Outcome) -> None:
         """The epoch is committed: its deltas are the base of the next."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from secondpass.aside import aside
 from secondpass.engine.bundle import decode_answer, without_events
 from secondpass.engine.executor import SETTING_UP, Death, Done, Executor, Lost, Parcel
 from secondpass.engine.lookups import Held, Lookups
@@ -52,6 +53,7 @@ class Crew:
         start: Callable[[], Executor],
         record: Callable[[Verdict], None],
         lookups: Lookups | Held | None = None,
+        start_scout: Callable[[], Executor] | None = None,
     ) -> None:
         self.size = size
         self._lookups = lookups
@@ -62,6 +64,8 @@ class Crew:
         """Makes a verdict durable before anything follows from it."""
         self._start = start
         self._executor: Executor | None = None
+        self._start_scout = start_scout
+        self._scout: Executor | None = None
         self._flights: list[deque[Flight]] = [deque() for _ in range(size)]
         self._given_up: set[int] = set()
         self._warming: dict[int, str] = {}
@@ -84,6 +88,29 @@ class Crew:
     def started(self) -> bool:
         """Whether there are processes."""
         return self._executor is not None
+
+    # ---- the process that runs what ended the hub (`scouting.Scouting`)
+
+    @property
+    def may_scout(self) -> bool:
+        """Whether there can be such a process."""
+        return self._start_scout is not None
+
+    @aside()
+    def ask_scout(self, number: int, message: Parcel) -> Done | Lost:
+        """Have it run something, and wait for its answer or its death."""
+        if self._scout is None:
+            assert self._start_scout is not None
+            self._scout = self._start_scout()
+        self._scout.submit(0, number, message)
+        found = self._scout.wait(None)[
+            0
+        ]  # its death behind its answer tells nothing, and the next is another process
+        if isinstance(found, Done):
+            self._unexplained = 0
+        return found
+
+    # ---- workers
 
     def warm_up(self, tasks: Mapping[int, Task[Any]]) -> None:
         """Start the workers and set tasks up there, so that no event need wait for that; `warm` tells when it is done."""
@@ -208,8 +235,9 @@ class Crew:
     def tell(self, summary: Summary) -> None:
         """Note in a run's summary what the workers did."""
         if self._executor is not None:
-            found = self.quarantine
             summary.workers = self.size
+        if self._executor is not None or self._scout is not None:
+            found = self.quarantine
             summary.deaths = Deaths(found.convicted, found.acquitted, found.seconds)
 
     def set_up(self, task: str) -> None:
@@ -225,7 +253,8 @@ class Crew:
             )
 
     def close(self) -> None:
-        if self._executor is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._executor.close()
-            self._executor = None
+        for executor in (self._executor, self._scout):
+            if executor is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    executor.close()
+        self._executor = self._scout = None

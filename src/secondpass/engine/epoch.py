@@ -58,6 +58,8 @@ class Epoch:
     taken: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     decided: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """What sources had decided before it, that does not follow from their input."""
+    behind: int = 0
+    """So many records were taken together with these, and came before them."""
     _nows: list[float] | None = None
 
     @classmethod
@@ -117,6 +119,29 @@ class Epoch:
             intake_time=self.intake_time,
             taken=_first(self.taken, index),
             decided=self.decided,
+            behind=self.behind,
+        )
+
+    def rest(self, index: int) -> Epoch:
+        """The part of this epoch from the record `index` on."""
+        kept = sum(1 for i in self.origin if i < index)
+        return Epoch(
+            number=self.number + 1,
+            first=self.first + index,
+            count=self.count - index,
+            events=self.events[kept:],
+            origin=[i - index for i in self.origin[kept:]],
+            times=self.times[kept:],
+            refused={i - index: r for i, r in self.refused.items() if i >= index},
+            now=max(self.now, max(self.times[:kept], default=self.now)) + 0.0,
+            now_after=self.now_after,
+            offsets=self.offsets,
+            kinds=self.kinds,
+            ahead=[i - index for i in self.ahead if i >= index],
+            ahead_of=self.ahead_of,
+            intake_time=self.intake_time,
+            taken=_after(self.taken, index),
+            behind=self.behind + index,
         )
 
 
@@ -128,6 +153,21 @@ def _first(taken: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
     """
     before = accumulate((n for _, n in taken), initial=0)
     return [(i, min(n, count - b)) for (i, n), b in zip(taken, before, strict=False) if b < count]
+
+
+def _after(taken: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """What was taken from which source for the records behind the first `count`.
+
+    >>> _after([(0, 3), (1, 4)], 5)
+    [(1, 2)]
+    """
+    found: list[tuple[int, int]] = []
+    for i, n in taken:
+        left = n - count
+        if left > 0:
+            found.append((i, min(n, left)))
+        count = max(0, -left)
+    return found
 
 
 @dataclass

@@ -18,9 +18,10 @@ from secondpass.engine.bundle import decode_answer
 from secondpass.engine.crew import Crew, Flight, setup_ended, setup_failed
 from secondpass.engine.executor import BETWEEN, DECODING, SETTING_UP, Death, Done, Lost
 from secondpass.engine.lanes import InlineLane, WorkerLane
+from secondpass.engine.quarantine import never_left_alone
 from secondpass.engine.schedule import Sent
 from secondpass.engine.stage import Cut, Passed
-from secondpass.errors import InternalError, WorkerLost
+from secondpass.errors import InternalError
 from secondpass.record import event_crc
 
 LINGERS_S = 15.0
@@ -208,13 +209,7 @@ class Flow:
         verdict = quarantine.died(place, death)
         if verdict is None:
             if quarantine.hopeless(place):
-                lane.give_up(
-                    node,
-                    WorkerLost(
-                        f"whenever this event runs, its worker is ended from outside ({death.how}); find out who does "
-                        f"that, then run again: the event is next"
-                    ),
-                )
+                lane.give_up(node, never_left_alone(death))
                 return
             lane.suspend(node)
             return

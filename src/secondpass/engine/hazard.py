@@ -3,8 +3,9 @@
     running     which records are in the hands of tasks in this process, how often it ended with the same in hand, and
                 how often the kernel had killed for want of memory when it began
     crash       the stack that a fatal signal left (faulthandler)
+    tried       after a crash: which call a process is in that runs the records before this one does (`scout.Scout`)
 
-Two small files beside the store. `running` is mapped into memory, so that a note costs nothing and outlives the
+Small files beside the store. `running` is mapped into memory, so that a note costs nothing and outlives the
 process; it need not outlive the machine. After a crash the next runs keep the tasks out of their own process until those
 records are committed: they find the event that is to blame, and do not crash again. A kill from outside says nothing about
 an event, unless the kernel has killed for want of memory meanwhile; but whoever dies twice with the same records in
@@ -25,7 +26,7 @@ from typing import Any
 
 from secondpass.engine.oom import boot, kills_on_machine
 
-RUNNING, CRASH = "running", "crash"
+RUNNING, CRASH, TRIED = "running", "crash", "tried"
 _NOTE = struct.Struct("<qqqqq")
 """What of them, first position, records, times ended with them in hand, exit code + 1."""
 _IN_HAND, _BLAMED = 1, 2
@@ -40,6 +41,7 @@ class Hazard:
 
     def __init__(self, directory: Path, position: int) -> None:
         self._crash = directory / CRASH
+        self._tried = directory / TRIED
         self.stack = self._crash.read_text(errors="replace") if self._crash.exists() else ""
         path = directory / RUNNING
         with path.open("ab") as file:
@@ -128,4 +130,6 @@ class Hazard:
             self._file.close()
             with contextlib.suppress(OSError):
                 self._crash.unlink()
+        with contextlib.suppress(OSError):
+            self._tried.unlink()
         self._note.close()

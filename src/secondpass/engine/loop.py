@@ -44,6 +44,8 @@ from secondpass.timetable import Timetable
 _IDLE_MIN_S, _IDLE_MAX_S, _AWAKE_S = 0.001, 0.05, 2.0
 WARMING_S = 0.02
 """Until workers have started, which takes a tenth of a second, the hub works so long between two looks at them."""
+TRIED_AT_ONCE = 1000
+"""So many records at most are tried by another process in one go: what is behind one that ends it is sent once more."""
 SHORTER = 8
 """So many times shorter epochs are while cells are deleted for a command."""
 
@@ -86,6 +88,8 @@ class Hub:
         self._reclaim: Reclaim | None = None
         """What is deleted before the command at hand gets its position."""
         self._spent: Reclaim | None = None
+        self._rest: Epoch | None = None
+        """What was taken with the epoch at hand, and could not run with it."""
         self._active_at = time.monotonic()
         self._tallies = {
             name: msgspec.convert(tally, Tally) for name, tally in store.progress.tallies.items()
@@ -111,6 +115,8 @@ class Hub:
                     if self.summary.ended != "limit" and self.obey(wait=True):
                         continue  # something was being made ready
                     break
+                if epoch.count:
+                    epoch = self.safe_part(epoch)
                 outcome = self.run_epoch(epoch) if epoch.count else None  # 2. run
             if outcome is None:
                 self.wait()
@@ -128,7 +134,7 @@ class Hub:
         """Do the oldest command to the chain or the app, if there is one and it is ready; whether there was."""
         if self._spent is not None and self._spent.free():
             self._spent = None
-        if self.chain.judged(self.store.progress.position):
+        if self._rest is not None or self.chain.judged(self.store.progress.position):
             return False
         reload = self.lookups.ready()
         if reload is not None:
@@ -259,6 +265,10 @@ class Hub:
         failpoint("take.before")
         progress = self.store.progress
         number = self.store.epoch + 1
+        if self._rest is not None:
+            rest, self._rest = self._rest, None
+            self.ticks.busy()
+            return rest
         # A verdict is about a position that is still to come: until then nothing else may take one.
         judged = self.chain.judged(progress.position) and not progress.paused
         command = None if judged else self.commands.next_epoch(number)
@@ -275,6 +285,8 @@ class Hub:
             if limit <= 0:
                 self.summary.ended = "limit"
                 return None
+        if self._scouts(progress.position):
+            limit = min(limit, TRIED_AT_ONCE)
         epoch = self.intake.take(number, progress.position, progress.now, limit)
         if judged and (epoch is None or not epoch.count):  # it was on a command's event
             epoch = self.commands.next_epoch(number) or epoch
@@ -299,14 +311,41 @@ class Hub:
 
     # ---- 2. run
 
+    def _scouts(self, position: int, *, dangerous: bool = False) -> bool:
+        """Whether another process runs what begins here before this one does."""
+        crew, hazard = self.chain.crew, self.hazard
+        if crew is None or hazard is None or not crew.may_scout or not self.chain.has_timers:
+            return False
+        return dangerous or hazard.covers(position)
+
+    def safe_part(self, epoch: Epoch) -> Epoch:
+        """The part of an epoch that may run now: where its records have ended this process, another one tries them first."""
+        if not self._scouts(epoch.first, dangerous=epoch.dangerous) or (epoch.retry and not epoch.events):
+            return epoch
+        from secondpass.engine.scouting import Scouting  # only after a crash
+
+        crew, directory = self.chain.crew, self.store.directory
+        assert crew is not None
+        assert directory is not None
+        try:
+            passes = Scouting(crew, self.chain.stages, directory).passes(epoch)
+        except Cut as cut:
+            raise self._stop(epoch, cut) from cut.error
+        if passes == epoch.count:
+            return epoch
+        self._rest = epoch.rest(passes)
+        return epoch.cut(passes, self.intake.places_at(epoch.behind + passes))
+
     def run_epoch(self, epoch: Epoch) -> Outcome:
         """Run the chain; where a task must stop the app, commit what precedes and raise."""
         self._active_at = time.monotonic()
         if epoch.retry is not None and not epoch.events:
             return Outcome()  # a dead letter is dropped, or the command is left out
         try:
+            # What another process has tried runs in the same way as there.
+            careful = self.pacer.careful or epoch.retry is not None or self._scouts(epoch.first)
             with self._in_hand(epoch):
-                return self.chain.run(epoch, careful=self.pacer.careful or epoch.retry is not None)
+                return self.chain.run(epoch, careful=careful)
         except Cut as cut:
             self.chain.discard()
             raise self._stop(epoch, cut) from cut.error
@@ -317,7 +356,8 @@ class Hub:
         hazard, placement = self.hazard, self.chain.placement
         if hazard is not None and epoch.retry is not None:
             hazard.command_at(epoch.first)
-        if hazard is None or (epoch.dangerous and self.chain.crew is not None):
+        elsewhere = self.chain.crew is not None and not self.chain.has_timers
+        if hazard is None or (epoch.dangerous and elsewhere):
             yield
             return
         if placement.isolated:
@@ -339,7 +379,7 @@ class Hub:
             self.commit(dataclasses.replace(epoch, events=[]), Outcome())
             return stop_error(cut.task, epoch.first, cut.event, cut.error, epoch.retry.letter)
         if cut.index > 0:
-            part = epoch.cut(cut.index, self.intake.places_at(cut.index))
+            part = epoch.cut(cut.index, self.intake.places_at(epoch.behind + cut.index))
             try:
                 with self._in_hand(part):
                     outcome = self.chain.run(part, careful=True)

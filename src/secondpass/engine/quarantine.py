@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from secondpass.engine.bundle import OUT_OF_MEMORY
 from secondpass.engine.executor import Death
+from secondpass.errors import WorkerLost
 from secondpass.record import Verdict
 
 KILLED = "killed its worker"
@@ -84,6 +85,14 @@ class Quarantine:
         """The epoch is given up: what was not decided is open again."""
         self._trials.clear()
         self._outside.clear()
+
+
+def never_left_alone(death: Death) -> WorkerLost:
+    """What stops the app at an event that is `hopeless`."""
+    return WorkerLost(
+        f"whenever this event runs, its worker is ended from outside ({death.how}); find out who does "
+        f"that, then run again: the event is next"
+    )
 
 
 def _users(death: Death) -> str:

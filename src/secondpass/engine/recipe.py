@@ -40,6 +40,7 @@ from secondpass.feeder import Feeder
 from secondpass.record import error_text
 from secondpass.task import FunctionTask, Task
 
+WORKER, SCOUT = "secondpass.engine.worker:Worker", "secondpass.engine.scout:Scout"
 _STAND_IN = "secondpass_main"
 
 
@@ -73,7 +74,7 @@ class Recipe(msgspec.Struct, frozen=True):
     spec: str = ""
     chain: bytes = b""
     """The description of the chain that the spec must give again."""
-    worker: str = "secondpass.engine.worker:Worker"
+    worker: str = WORKER
     """The class that answers bundles."""
 
 

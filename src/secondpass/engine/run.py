@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
+
 from secondpass.app import LATE, PUSHED, App
 from secondpass.connectors.memory import as_sink
 from secondpass.engine.chain import Chain
@@ -22,7 +24,7 @@ from secondpass.engine.compare import Comparison, codecs_of, load_cells
 from secondpass.engine.crew import Crew
 from secondpass.engine.eventlog import tell_store
 from secondpass.engine.executor import Executor
-from secondpass.engine.hazard import CRASH, RUNNING, Hazard
+from secondpass.engine.hazard import CRASH, RUNNING, TRIED, Hazard
 from secondpass.engine.intake import Intake
 from secondpass.engine.listener import Listener
 from secondpass.engine.live import Live
@@ -32,7 +34,7 @@ from secondpass.engine.loop import Hub
 from secondpass.engine.outbox import Outbox
 from secondpass.engine.placement import cores, needs_workers, never_inline
 from secondpass.engine.pushed import Pushing, places_of, sources_of
-from secondpass.engine.recipe import NotPortable, recipe_for
+from secondpass.engine.recipe import SCOUT, NotPortable, recipe_for
 from secondpass.engine.snapshots import DIRECTORY as SNAPSHOTS
 from secondpass.engine.snapshots import Snapshots
 from secondpass.engine.stage import Stage
@@ -56,6 +58,7 @@ _STORE_FILES = (
     LOOKUPS,
     RUNNING,
     CRASH,
+    TRIED,
     SNAPSHOTS,
 )
 
@@ -209,7 +212,12 @@ def crew_for(
 
         return LocalProcesses(recipe, size)
 
-    return Crew(size, start, record, lookups)
+    def start_scout() -> Executor:
+        from secondpass.engine.workers import LocalProcesses
+
+        return LocalProcesses(msgspec.structs.replace(recipe, worker=SCOUT), 1)
+
+    return Crew(size, start, record, lookups, start_scout)
 
 
 def _warn_of_options(app: App, crew: Crew | None) -> None:
