@@ -257,7 +257,9 @@ def _where(error: BaseException) -> str:
 def pace(rng: random.Random) -> Pace:
     """Epoch cuts of one case: all at once, one by one, or anything."""
     sizes = rng.choice([[10_000], [1], [2, 3], [1, 5, 17], [7]])
-    return Pace(random.Random(rng.random()), sizes, rng.choice([0.0, 0.0, 0.3, 1.0]))
+    return Pace(
+        random.Random(rng.random()), sizes, rng.choice([0.0, 0.0, 0.3, 1.0]), rng.choice([0.0, 0.0, 0.5])
+    )
 
 
 def sources(case: Case, rng: random.Random) -> list[Scripted]:

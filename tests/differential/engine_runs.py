@@ -56,11 +56,15 @@ INTAKE_TIME = 1000.0
 
 
 class Pace:
-    """A pacer that follows a script: how many records each epoch takes, and which epochs are careful."""
+    """A pacer that follows a script: how many records each epoch takes, which epochs are careful, which are split."""
 
-    def __init__(self, rng: random.Random, sizes: Sequence[int], careful: float) -> None:
-        self._rng, self._sizes, self._careful = rng, sizes, careful
+    def __init__(self, rng: random.Random, sizes: Sequence[int], careful: float, split: float = 0.0) -> None:
+        self._rng, self._sizes, self._careful, self._split = rng, sizes, careful, split
         self.careful = False
+
+    def part(self, count: int) -> int:
+        """How many of an epoch's records run now."""
+        return self._rng.randint(1, count) if self._split and self._rng.random() < self._split else count
 
     def limit(self) -> int:
         self.careful = self._rng.random() < self._careful
@@ -163,6 +167,19 @@ def with_verdicts(hub: Any, log: Sequence[Any]) -> None:
             hub.store.commit(hub.store.progress, {}, [], [], [("verdict", verdict._asdict())])
     for stage in hub.chain.stages:
         stage.verdicts = {(v.position, v.path): v for v in verdicts if v.task == stage.name}
+
+
+def with_splits(hub: Any) -> None:
+    """Let a hub run parts of epochs, as where another process has tried no more of them."""
+
+    def safe_part(epoch: Epoch) -> Epoch:
+        part = epoch.count if epoch.retry is not None else hub.pacer.part(epoch.count)
+        if part == epoch.count:
+            return epoch
+        hub._rest = epoch.rest(part)
+        return epoch.cut(part, hub.intake.places_at(epoch.behind + part))
+
+    hub.safe_part = safe_part
 
 
 @contextlib.contextmanager
@@ -331,6 +348,7 @@ def in_memory(
     def watch(hub: Any) -> None:
         hubs.append(hub)
         hub.pacer = copy.copy(pace)
+        with_splits(hub)
         with_verdicts(hub, log)
         with_ticks(hub, without_verdicts(log))
         if crew is not None:
@@ -394,6 +412,7 @@ def in_store(
 
     def watch(hub: Any) -> None:
         hub.pacer = copy.copy(pace)
+        with_splits(hub)
         with_verdicts(hub, log)
         with_ticks(hub, without_verdicts(log))
 
