@@ -4,6 +4,7 @@ import hashlib
 import html.parser
 import json
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -548,6 +549,45 @@ def test_a_renamed_task_is_asked_for_once(renamed, command) -> None:
     done = command("rehearse", "app.py", "--without", "Low", "--set", "High.limit=9")
     assert (done.code, "task High is left out, and so has no settings" in done.err) == (2, True)
     assert told(command, "--without", "Low", "--without", "High").changes == ["without task High"]
+
+
+def test_a_task_that_was_removed_since_can_be_left_out_where_it_ran(ran, command) -> None:
+    assert command("task", "remove", "app.py", "mark").code == 0
+    assert command("run", "app.py", "-q").code == 0
+    path = ran.folder / "app.py"
+    path.write_text(path.read_text().replace("tasks=[Suppress(), mark]", "tasks=[Suppress()]"))
+    append(ran, '{"cid": 4, "time": 11.0}\n')
+    assert command("run", "app.py", "-q").code == 0
+    found = told(command, "--without", "mark")
+    assert found.changes == ["without task mark"]
+    assert counts(found)["main"] == (7, 7, 1, 0, 0, 6)
+    done = command("rehearse", "app.py", "--without", "mark", "--from", "11")
+    assert (done.code, "the chain has no task mark; it has: Suppress" in done.err) == (2, True)
+
+
+def test_code_that_ran_in_the_whole_part_is_no_new_code(ran, command) -> None:
+    path = ran.folder / "app.py"
+    was, now = path.read_text(), path.read_text().replace("+ 100", "+ 200")
+    process = ran.start("run", "app.py", "--follow")
+    try:
+        append(ran, '{"cid": 4, "time": 10.0}\n')
+        while told(command).end < 11:
+            assert process.poll() is None, process.communicate()
+        path.write_text(now)
+        assert command("task", "replace", "app.py", "mark").out.startswith(
+            "replace mark: done at position 11"
+        )
+        append(ran, '{"cid": 5, "time": 12.0}\n')
+        while told(command).end < 13:
+            assert process.poll() is None, process.communicate()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    found = told(command, "--from", "12")
+    assert (found.changes, found.differences) == ([], 0)
+    assert told(command).changes == ["mark: new code"]
+    path.write_text(was)
+    assert told(command, "--to", "11").changes == []
 
 
 def test_a_difference_where_nothing_was_changed_is_an_error(ran, command) -> None:

@@ -109,7 +109,8 @@ def rerun(app: App, store: StoreReader, settings: Any, without: Any, workers: in
     """What the engine gives: by stream, (position, event) of each output."""
     base, streams, letters = Base(), {name: [] for name in app.streams}, []
     replay = Replay(store, app, base)
-    standing = Rehearsed(app, base, changes_of(app, store, settings, without), 0, SentAgain(store, 0))
+    changes = changes_of(app, store, settings, without, 0, replay.end)
+    standing = Rehearsed(app, base, changes, 0, SentAgain(store, 0))
     found = Rerun(app, replay, standing, workers)
 
     def on_epoch(epoch: Epoch, outcome: Outcome) -> None:

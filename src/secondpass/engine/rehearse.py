@@ -92,7 +92,6 @@ def rehearse(
     `ran` is the app with the code that ran, where `app` has other code. `begin` and `end` are positions (whole numbers) or moments of the stream's time (seconds, as a float).
     """
     began = time.perf_counter()
-    changes = changes_of(app, store, settings or {}, without)
     kept = Kept(store)
     first = _position(app, store, kept, begin, 0)
     last = _position(app, store, kept, end, store.progress.position)
@@ -106,6 +105,7 @@ def rehearse(
             raise SettingsError(f"there is nothing in the log from there on: {there}")
         what = f"from position {first} to {last - 1}" if last else "before position 0"
         raise SettingsError(f"there is nothing in the log {what}: {there}")
+    changes = changes_of(app, store, settings or {}, without, first, last)
     notes: list[str] = []
     base, first = _base(app, store, kept, first, last, begin is None, notes)
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from secondpass.app import App
 from secondpass.change import changed
@@ -59,14 +60,54 @@ class Changes:
         return with_settings(task, given) if given else task
 
 
+class _Ran(NamedTuple):
+    """A task of a chain that ran."""
+
+    name: str
+    position: int
+    """One at which it had this name."""
+    code: str
+
+
+def _ran_between(store: StoreReader, first: int, last: int) -> set[_Ran]:
+    """The tasks of all chains that ran between two positions."""
+    entries = [entry for kind in ("start", "command") for entry in store.history_of(kind)]
+    chain: dict[str, _Ran] = {}
+    found: set[_Ran] = set()
+    for _, position, details in sorted(entries, key=itemgetter(0)):
+        if position >= last:
+            break
+        if position > first:
+            found.update(chain.values())
+        if "chain" in details:
+            chain = {one["name"]: _Ran(one["name"], position, one["code"]) for one in details["chain"]}
+        elif "to" in details:
+            chain[details["task"]] = _Ran(details["task"], position, details["to"]["code"])
+        elif details.get("asked") == "remove":
+            chain.pop(details["task"], None)
+    return found.union(chain.values())
+
+
 def changes_of(
-    app: App, store: StoreReader, settings: Mapping[str, Mapping[str, Any]], without: Sequence[str]
+    app: App,
+    store: StoreReader,
+    settings: Mapping[str, Mapping[str, Any]],
+    without: Sequence[str],
+    first: int,
+    last: int,
 ) -> Changes:
     """What an app's chain, some settings and tasks left out make of the chain that a store says ran last.
 
-    What the app's file has otherwise than at the last start counts as a change: code, settings, tasks.
+    What the app's file has otherwise than at the last start counts as a change: code, settings, tasks; but no code that
+    ran all the time between the `first` position and the `last`.
     """
     found = Changes(store.renames())
+    ran: dict[str, set[str]] = {}
+    """By name, as tasks are called now: the codes that ran."""
+    ran_as: dict[str, str] = {}
+    for one in _ran_between(store, first, last):
+        ran_as[one.name] = found.renames.now(one.name, one.position)
+        ran.setdefault(ran_as[one.name], set()).add(one.code)
     running: list[Described] = store.meta("chain") or []
     before: list[Described] = store.meta("file") or running
     was = {one["name"]: one for one in before}
@@ -78,6 +119,8 @@ def changes_of(
             found.added.append((task, names[at + 1 :]))
             found.told.append(f"task {task.name} added")
             continue
+        if ran.get(task.name) == {here["code"]}:
+            old = {**old, "code": here["code"], "state": here["state"]}
         found.told += _task_changes(task.name, old, here)
         if here["code"] != old["code"]:
             found.code[task.name] = task
@@ -86,14 +129,15 @@ def changes_of(
                 if old["settings"].get(name) != value:
                     found.settings.setdefault(task.name, {})[name] = getattr(task, name)
     known = {*names, *(one["name"] for one in running)}
+    there = {*known, *was}
     gone = [name for name in was if name not in names]
 
     def called(name: str) -> str:
         """What a task is called now; it may have been renamed."""
-        return name if name in known or name in was else found.renames.since(name)
+        return name if name in there else ran_as.get(name) or found.renames.since(name)
 
     for name in dict.fromkeys([*gone, *map(called, without)]):
-        if name not in known and name not in was:
+        if name not in there and name not in ran:
             raise SettingsError(f"the chain has no task {name}; it has: {', '.join(sorted(known))}")
         found.without.add(name)
         found.told.append(f"without task {name}")
