@@ -24,7 +24,7 @@ from secondpass import App, Event, reference
 from secondpass.engine.compare import codecs_of
 from secondpass.engine.outbox import decode_event_plain
 from secondpass.errors import StoreError
-from secondpass.record import Retry, Verdict
+from secondpass.record import Retry, Tick, Verdict
 from secondpass.reference import Tally
 from secondpass.state import live_cells
 from secondpass.store.database import Store
@@ -171,11 +171,16 @@ class Faulty:
         for verdict in self.verdicts():
             verdicts.setdefault(verdict.position, []).append(verdict)
         retries: dict[int, int] = {d["position"]: d["letter"] for _, d in self._retries(store)}
+        ticks: dict[int, float] = {
+            d["position"]: d["time"] for _, kind, d in store.history() if kind == "tick"
+        }
         log: list[Any] = []
         rest = iter(self.items)
         for position in range(store.progress.position):
             log += verdicts.get(position, ())
-            if position in retries:
+            if position in ticks:
+                log.append(Tick(ticks[position]))
+            elif position in retries:
                 letter = reference.run(self.app.tasks, log).dead_letters[retries[position]]
                 event = letter.event.replace(**(mended or {}).get(retries[position], {}))
                 log.append(Retry(retries[position], letter.task, event))

@@ -144,6 +144,23 @@ def test_records_that_crashed_the_hub_stay_isolated_when_commands_take_their_pla
     assert [letter.position for letter in letters(tmp_path)] == [n + 2 for n in POISON[:2]]
 
 
+@pytest.mark.parametrize("timers", ["", "    @every(10.0)\n    def tick(self):\n        return None\n"])
+def test_where_no_other_process_can_load_the_tasks_the_start_says_so_and_what_to_do(
+    tmp_path: Path, timers: str
+) -> None:
+    prepare(tmp_path, "os._exit(3)")
+    text = (tmp_path / "app.py").read_text().replace("Task, table", "Task, every, table")
+    text = text.replace("class Fatal(Task[Seen]):\n", f"class Fatal(Task[Seen]):\n{timers}")
+    for turn in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", text + "\napp.run()"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 3, done.stderr
+        assert ("no worker can run them, so they run here again" in done.stderr) == (turn > 0)
+        assert ("put them into a file, at its top level\n" in done.stderr) == (turn > 0)
+
+
 def test_a_poison_event_sent_again_does_not_take_the_hub_down(tmp_path: Path) -> None:
     prepare(tmp_path, "os._exit(3)")
     while secondpass(tmp_path, "run", "app.py").returncode == 3:

@@ -550,6 +550,20 @@ def test_a_dead_letter_that_ends_a_hub_with_timers_for_the_first_time_does_so_on
     assert [verdict.position for verdict in case.verdicts()] == [40]
 
 
+def test_a_timer_that_ends_the_hub_on_an_idle_stream_does_so_once(new: New) -> None:
+    case = new("clocked", items(2, {0: "segv@Timer"}))
+    first = case.start("--follow")
+    assert first.wait(expect=None) == -signal.SIGSEGV
+    run = case.start("--follow")
+    until(lambda: bool(case.letters()) or run.process.poll() is not None)
+    run.process.terminate()
+    run.wait(expect=None)
+    case.check(complete=False)
+    (verdict,) = case.verdicts()
+    assert (verdict.position, verdict.path) == (2, (-1,))
+    assert "in harm" in verdict.traceback
+
+
 def test_kills_from_outside_convict_nothing_that_a_hub_with_timers_runs(new: New) -> None:
     case = new("clocked", items(40, {9: "once:segv slow@Clocked"}))
     assert case.run(expect=None).process.returncode == -signal.SIGSEGV

@@ -356,7 +356,7 @@ MUTATIONS: list[tuple[str, Any, Mutation]] = [
         lambda folder: rules.test_rule_9_a_fault_inside_a_merged_epoch_leaves_every_source_at_its_place(
             folder
         ),
-        changed(loop_module.Hub, "_stop", "self.intake.places_at(cut.index)", "epoch.offsets"),
+        changed(loop_module.Hub, "_stop", "self.intake.places_at(epoch.behind + cut.index)", "epoch.offsets"),
     ),
     (
         "9: what live sources gave is forgotten where an epoch is cut",

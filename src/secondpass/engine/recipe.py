@@ -41,6 +41,8 @@ from secondpass.record import error_text
 from secondpass.task import FunctionTask, Task
 
 WORKER, SCOUT = "secondpass.engine.worker:Worker", "secondpass.engine.scout:Scout"
+WITHOUT_WORKERS = ", or run with workers=0"
+"""The last advice of `NotPortable`, which is none after a crash."""
 _STAND_IN = "secondpass_main"
 
 
@@ -119,8 +121,7 @@ def _common() -> Recipe:
 
 def _not_portable(reason: str) -> NotPortable:
     return NotPortable(
-        f"the tasks cannot be loaded by another process: {reason}; put them into a file, at its top level, "
-        f"or run with workers=0"
+        f"the tasks cannot be loaded by another process: {reason}; put them into a file, at its top level{WITHOUT_WORKERS}"
     )
 
 

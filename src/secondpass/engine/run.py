@@ -34,7 +34,7 @@ from secondpass.engine.loop import Hub
 from secondpass.engine.outbox import Outbox
 from secondpass.engine.placement import cores, needs_workers, never_inline
 from secondpass.engine.pushed import Pushing, places_of, sources_of
-from secondpass.engine.recipe import SCOUT, NotPortable, recipe_for
+from secondpass.engine.recipe import SCOUT, WITHOUT_WORKERS, NotPortable, recipe_for
 from secondpass.engine.snapshots import DIRECTORY as SNAPSHOTS
 from secondpass.engine.snapshots import Snapshots
 from secondpass.engine.stage import Stage
@@ -194,7 +194,8 @@ def crew_for(
             raise
         if isolated:
             logging.getLogger("secondpass").warning(
-                "no worker can run them, so they run here again: %s", error
+                "no worker can run them, so they run here again, and end this process again if they are to blame: %s",
+                str(error).removesuffix(WITHOUT_WORKERS),
             )
         return None
 
