@@ -136,7 +136,7 @@ class Process:
         self._server = server
         self.pid = pid
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = 120.0) -> int:
         """Its exit code; the negative number of the signal that ended it."""
         return self._server.wait(self.pid, timeout_s)
 

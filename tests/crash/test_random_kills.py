@@ -173,6 +173,7 @@ def kill_workers_until_it_ends(case: Case, rng: random.Random, drawn: Drawn, wan
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # thousands of commits to a slow disk
 @pytest.mark.parametrize("number", range(WITH_WORKERS))
 def test_kills_of_workers_and_of_their_hub_lose_and_repeat_nothing(
     number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int, record_property: Any
@@ -181,6 +182,7 @@ def test_kills_of_workers_and_of_their_hub_lose_and_repeat_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # thousands of commits to a slow disk
 @pytest.mark.parametrize("number", range(WITH_WORKERS, SHARES - FOLLOWED))
 def test_kills_at_random_moments_lose_and_repeat_nothing(
     number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int, record_property: Any
@@ -229,6 +231,7 @@ class Reader:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # thousands of commits to a slow disk
 @pytest.mark.parametrize("number", range(SHARES - FOLLOWED, SHARES))
 def test_a_followed_input_survives_kills_while_it_is_written(
     number: int, server: Server, tmp_path: Path, rng: random.Random, seed: int, record_property: Any

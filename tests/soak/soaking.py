@@ -100,7 +100,8 @@ class Watch:
             return f"{self._kind}: not seen"
         life = max(self._lives.values(), key=lambda life: life[-1][0] - life[0][0])
         (began, at_first), (ended, at_last) = life[min(len(life) - 1, 30)], life[-1]
-        rss, files = _thirds(self._rss), _thirds(self._held or self._files)
+        held = self._held if len(self._held) >= 3 else self._files
+        rss, files = _thirds(self._rss), _thirds(held)
         return (
             f"{self._kind}: {len(self._lives)} lives, MiB {_median(rss[0]) / _MIB:.1f} then {_median(rss[1]) / _MIB:.1f}, "
             f"open files {max(files[0])} then {max(files[1])}, children at most {self._children}, "
