@@ -165,10 +165,12 @@ class _Runner:
             for name, base in cells.items():
                 layered, spec = Layered(base, deltas[name]), self._specs[name]
                 kept = self._last[name] = {}
+                quick = spec.key.quick or ()
                 for key in touched:
                     entry = layered.get(key, _NONE)
                     if entry is not _NONE:
-                        kept[spec.own_key(key, (*deltas[name].changed, *base))] = entry
+                        plain = key.__class__ in quick
+                        kept[key if plain else spec.own_key(key, (*deltas[name].changed, *base))] = entry
             return
         for name, delta in deltas.items():
             cells[name].update(delta.changed)
