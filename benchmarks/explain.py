@@ -11,6 +11,7 @@ python benchmarks/explain.py [--events N] [--rounds N]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import statistics
@@ -20,7 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from harness import machine
+
+BUSY_CPU_S = 0.3
+"""So much is more than starting Python and importing."""
 
 APP = """
 import os
@@ -146,6 +151,18 @@ def rehearse(directory: Path, events: int, rounds: int) -> None:
     print(f"| a rehearsal | {events / statistics.median(rehearsals):,.0f} records/s |", flush=True)
 
 
+def until_busy(pid: int) -> None:
+    """Wait until what a shell has started computes: beyond starting Python and importing."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psutil.Error):
+            times = [child.cpu_times() for child in psutil.Process(pid).children(recursive=True)]
+            if sum(t.user + t.system for t in times) > BUSY_CPU_S:
+                return
+        time.sleep(0.02)  # looks again
+    raise RuntimeError("the rehearsal does not begin")
+
+
 def live(directory: Path, rounds: int, workers: str, spin: str) -> str:
     """How much longer a run takes beside a rehearsal that never ends: that is given from another session, as from another
     terminal, since the kernel shares the processor by sessions first. Runs alone before and after it, and how much these differ among themselves."""
@@ -163,8 +180,8 @@ def live(directory: Path, rounds: int, workers: str, spin: str) -> str:
             ["sh", "-c", loop, sys.executable], cwd=directory, env={**os.environ, "SINK": "with.jsonl"},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        time.sleep(1.0)  # until it runs at full speed
         try:
+            until_busy(beside.pid)
             taken = once()
         finally:
             os.killpg(beside.pid, 9)

@@ -209,9 +209,8 @@ def _source(place: dict[str, Any], app_file: str | None, directory: Path) -> Sou
     if "log" in offset:
         return _log(offset, offset["next"] + place["skip"], directory)
     inner = offset
-    if (
-        "ordered" in offset
-    ):  # where the oldest record that was not given begins: at first there is no place yet
+    if "ordered" in offset:
+        # Where the oldest record that was not given begins: at first there is no place yet.
         inner = offset["inner"] or {"path": offset.get("name", "memory")}
     name = str(inner.get("path", "memory"))
     done, total = inner.get("bytes", inner.get("count")), None

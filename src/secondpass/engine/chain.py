@@ -241,8 +241,11 @@ class Chain:
 
         What timers do comes to any record that moves time, and no record waits for a verdict on it.
         """
-        verdicts = [place for stage in self.stages for place in stage.verdicts]
-        return any(at >= position and not (path and path[0] < 0) for at, path in verdicts)
+        return any(
+            at >= position and not (path and path[0] < 0)
+            for stage in self.stages
+            for at, path in stage.verdicts
+        )
 
     def apply(self, outcome: Outcome) -> None:
         """The epoch is committed: its deltas are the base of the next."""

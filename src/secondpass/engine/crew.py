@@ -103,9 +103,8 @@ class Crew:
             assert self._start_scout is not None
             self._scout = self._start_scout()
         self._scout.submit(0, number, message)
-        found = self._scout.wait(None)[
-            0
-        ]  # its death behind its answer tells nothing, and the next is another process
+        # Its death behind its answer tells nothing, and the next is another process.
+        found = self._scout.wait(None)[0]
         if isinstance(found, Done):
             self._unexplained = 0
         return found
